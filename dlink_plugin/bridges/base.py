@@ -1,0 +1,202 @@
+"""The contract of a bridge, and how one is saved and loaded."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+__all__ = ["Bridge"]
+
+FORMAT = 1
+_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+
+
+class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license="mit"):
+    """Maps audio embeddings into the distribution of text embeddings.
+
+    A subclass names itself (``class Shift(Bridge, name="shift")``), keeps every
+    constructor argument, a plain number or string, in an attribute of the same name,
+    and overrides ``forward`` and what of ``fit``, ``loss`` and ``text_space`` it needs.
+
+    Arguments
+    ---------
+    dim : int
+        Width d of the embeddings.
+    """
+
+    registry: dict[str, type[Bridge]] = {}
+
+    def __init_subclass__(cls, name: str, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.name = name
+        Bridge.registry[name] = cls
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def fit(self, audio: Tensor, text: Tensor) -> None:
+        """Set closed-form state (means, maps, memories) from training pairs.
+
+        Arguments
+        ---------
+        audio : Tensor
+            (N, d) L2-normalized embeddings.
+        text : Tensor
+            (N, d) row i is a caption of clip i.
+        """
+
+    def loss(
+        self, audio: Tensor, text: Tensor, generator: torch.Generator | None = None
+    ) -> dict[str, Tensor]:
+        """Training terms of one batch of pairs.
+
+        Arguments
+        ---------
+        audio : Tensor
+            (N, d) L2-normalized embeddings.
+        text : Tensor
+            (N, d) row i is a caption of clip i; no clip twice.
+        generator : torch.Generator, optional
+            Source of all randomness.
+
+        Returns
+        -------
+        terms : dict of str to Tensor
+            Named scalars; "loss" is their total. A closed-form bridge has none.
+        """
+        return {"loss": audio.new_zeros(())}
+
+    @abstractmethod
+    def forward(
+        self, audio: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Cross the gap.
+
+        Arguments
+        ---------
+        audio : Tensor
+            (N, d) L2-normalized audio embeddings.
+        generator : torch.Generator, optional
+            Source of all randomness.
+
+        Returns
+        -------
+        bridged : Tensor
+            (N, d) L2-normalized text-like embeddings.
+        """
+
+    def text_space(self, text: Tensor) -> Tensor:
+        """What this bridge calls text: (N, d) to (N, d), the identity for most."""
+        return text
+
+    @property
+    def config(self) -> dict:
+        """What rebuilds this bridge: its name and constructor arguments."""
+        arguments = {key: getattr(self, key) for key in _arguments(type(self))}
+        return {"format": FORMAT, "bridge": self.name, **arguments}
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        tensors = {
+            k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()
+        }
+        save_file(tensors, save_directory / _WEIGHTS, {"format": "pt"})
+        text = json.dumps(self.config, indent=2) + "\n"
+        (save_directory / _CONFIG).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | Path, **hub_options) -> Bridge:
+        """Load what ``save_pretrained`` wrote. Nothing pickled is ever read.
+
+        Arguments
+        ---------
+        folder_or_hub_id : str or Path
+            A folder, or the id of a repository on the Hugging Face hub.
+        **hub_options : dict
+            ``revision``, ``token``, ``cache_dir``: passed to ``hf_hub_download``.
+
+        Returns
+        -------
+        bridge : Bridge
+            Of the class its config names, in eval mode, on the CPU.
+
+        Raises
+        ------
+        FileNotFoundError
+            If a file is missing.
+        ValueError
+            If the config or the weights are not those of a bridge of this class.
+        """
+        path = _find(folder_or_hub_id, _CONFIG, hub_options)
+        bridge = cls._from_config(_read_config(path), path)
+        path = _find(folder_or_hub_id, _WEIGHTS, hub_options)
+        try:
+            bridge.load_state_dict(load_file(path), strict=True)
+        except (SafetensorError, RuntimeError) as error:
+            raise ValueError(
+                f"{path} does not hold the weights its config.json describes; "
+                f"export the bridge again ({error})."
+            ) from error
+        return bridge.eval()
+
+    @classmethod
+    def _from_config(cls, config: dict, path: Path) -> Bridge:
+        name, version = config.pop("bridge", None), config.pop("format", None)
+        if version != FORMAT:
+            raise ValueError(
+                f"{path} has format {version!r} and this dlink_plugin reads {FORMAT}; "
+                "install the release that wrote it."
+            )
+        kind = Bridge.registry.get(name) if isinstance(name, str) else None
+        if kind is None or not issubclass(kind, cls):
+            expected = [n for n, k in Bridge.registry.items() if issubclass(k, cls)]
+            raise ValueError(
+                f"{path} names the bridge {name!r}, not one of {expected}."
+            )
+        strange = set(config) ^ set(_arguments(kind))
+        plain = all(isinstance(v, (int, float, str)) for v in config.values())
+        if strange or not plain:
+            raise ValueError(
+                f"{path} does not have the plain arguments of {kind.__name__}"
+                f"{f' (see {sorted(strange)})' if strange else ''}."
+            )
+        return kind(**config)
+
+
+def _arguments(kind: type[Bridge]) -> list[str]:
+    return list(inspect.signature(kind.__init__).parameters)[1:]
+
+
+def _find(folder_or_hub_id: str | Path, name: str, hub_options: dict) -> Path:
+    if Path(folder_or_hub_id).is_dir():
+        path = Path(folder_or_hub_id) / name
+        if path.is_file():
+            return path
+        raise FileNotFoundError(
+            f"{path} is missing: {folder_or_hub_id} is not a saved bridge."
+        )
+    try:
+        return Path(hf_hub_download(str(folder_or_hub_id), name, **hub_options))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{folder_or_hub_id} is neither a folder nor a bridge that can be "
+            "fetched from the hub; train one with recipes/AudioCaps/train.py."
+        ) from error
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON; export the bridge again.") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not a JSON object; export the bridge again.")
+    return config

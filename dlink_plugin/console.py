@@ -1,0 +1,104 @@
+"""The edges of every recipe: reading the command line, and telling a user's mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+from collections.abc import Iterator
+
+import dlink_plugin.compat  # noqa: F401
+
+import speechbrain as sb
+import yaml
+from hyperpyyaml import load_hyperpyyaml
+from soundfile import SoundFileError
+
+__all__ = ["load_recipe", "plain_errors"]
+
+logger = logging.getLogger(__name__)
+
+
+def load_recipe(argv: list[str]) -> tuple[str, sb.RunOptions, str, dict]:
+    """Read ``recipe.yaml --key value ...`` as SpeechBrain recipes do.
+
+    Arguments
+    ---------
+    argv : list of str
+        The command line after the script's name.
+
+    Returns
+    -------
+    hparams_file : str
+    run_opts : RunOptions
+        SpeechBrain's own options.
+    overrides : str
+        The others, as YAML.
+    hparams : dict
+        The loaded YAML with the overrides in place.
+
+    Raises
+    ------
+    ValueError
+        If an override is not a key of the YAML file.
+    FileNotFoundError
+        If the YAML file is missing.
+    """
+    hparams_file, run_opts, overrides = sb.parse_arguments(argv)
+    sb.utils.distributed.ddp_init_group(run_opts)
+    with open(hparams_file, encoding="utf-8") as file:
+        text = file.read()
+    keys = _keys(text, hparams_file)
+    given = _keys(overrides, "the command line") if overrides else []
+    strange = sorted(set(given) - set(keys))
+    if strange:
+        raise ValueError(
+            f"{hparams_file} has no key {', '.join(map(repr, strange))}; "
+            f"its keys are {', '.join(k for k in keys if not k.startswith('_'))}."
+        )
+    hparams = _Hparams(load_hyperpyyaml(text, overrides), hparams_file)
+    return hparams_file, run_opts, overrides, hparams
+
+
+class _Hparams(dict):
+    """Hyperparameters that name the file they should have been in."""
+
+    def __init__(self, loaded: dict, source: str):
+        super().__init__(loaded)
+        self.source = source
+
+    def __missing__(self, key: str):
+        raise ValueError(
+            f"{self.source} has no key {key!r}, which the recipe needs; compare it "
+            "with the file of that name that is shipped."
+        )
+
+
+def _keys(text: str, source: str) -> list[str]:
+    """Top-level keys, without building what the tags name."""
+    try:
+        mapping = yaml.compose(text, yaml.SafeLoader)
+        return [key.value for key, _ in mapping.value]
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{source} is not a YAML mapping of keys to values; write one "
+            f"'key: value' a line, or --key value ({error})."
+        ) from error
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """End the program with one sentence where the cause is the input.
+
+    The traceback goes to the run's log.txt, for whoever wants to see where.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError, SoundFileError) as error:
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.FileHandler):
+                record = logger.makeRecord(
+                    logger.name, logging.ERROR, "", 0, str(error), (), sys.exc_info()
+                )
+                handler.handle(record)
+        sys.exit(f"error: {error}")

@@ -1,0 +1,228 @@
+"""AudioCaps and Clotho, read through aac-datasets: which clips, which captions.
+
+Only file names and captions are read here; the audio is decoded elsewhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+SUBSETS = {
+    "audiocaps": {"train": "train", "val": "val", "test": "test"},
+    "clotho": {"train": "dev", "val": "val", "test": "eval"},
+}
+CLOTHO_FOLDERS = {"dev": "development", "val": "validation", "eval": "evaluation"}
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One recording.
+
+    Arguments
+    ---------
+    fname : str
+        Name of the file, unique in its split.
+    path : str
+        Where the file is.
+    captions : tuple of str
+        At least one.
+    """
+
+    fname: str
+    path: str
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One split of a corpus.
+
+    Arguments
+    ---------
+    name : str
+        "audiocaps" or "clotho".
+    split : str
+        "train", "val" or "test".
+    clips : tuple of Clip
+        In the order of the caption file.
+    rows_without_audio : int
+        Rows of the caption file whose recording is not on disk.
+    synthetic : bool
+        Whether it is a mini corpus, which every table made with it must say.
+    """
+
+    name: str
+    split: str
+    clips: tuple[Clip, ...]
+    rows_without_audio: int
+    synthetic: bool = False
+
+    @property
+    def title(self) -> str:
+        """What to call it above a table."""
+        return f"{'synthetic mini ' * self.synthetic}{self.name} {self.split}"
+
+
+def load_corpus(
+    corpus: str,
+    data_folder: str | Path,
+    split: str,
+    *,
+    cache_folder: str | Path,
+    strict: bool = False,
+) -> Corpus:
+    """The clips of a split that have audio and captions.
+
+    Arguments
+    ---------
+    corpus : str
+        "audiocaps" or "clotho".
+    data_folder : str or Path
+        Folder that holds ``AUDIOCAPS`` or ``CLOTHO_v2.1``, or "mini", the synthetic
+        corpora of this package.
+    split : str
+        "train", "val" or "test" (Clotho's development, validation and evaluation).
+    cache_folder : str or Path
+        Where a mini corpus is written on first use.
+    strict : bool
+        Whether a caption row without audio or a blank caption is an error; otherwise
+        both are left out, counted and logged.
+
+    Returns
+    -------
+    corpus : Corpus
+
+    Raises
+    ------
+    FileNotFoundError
+        If the tree is not there.
+    ValueError
+        If the corpus or split is unknown, the captions are unreadable or no clip is
+        left; with ``strict`` also for a row without audio or a blank caption.
+    """
+    subset = _subset(corpus, split)
+    root = Path(data_folder).expanduser()
+    if str(data_folder) == "mini":
+        from .mini.corpus import prepare
+
+        root = Path(prepare(corpus, Path(cache_folder)))
+    table, audio_folder = _places(corpus, root, subset)
+    if not (table.is_file() and audio_folder.is_dir()):
+        raise FileNotFoundError(_how_to_get(corpus, root, subset, table, audio_folder))
+    read = _read_audiocaps if corpus == "audiocaps" else _read_clotho
+    try:
+        rows = read(root, subset, table)
+    except (KeyError, TypeError, ValueError, AssertionError) as error:
+        raise ValueError(
+            f"{table} cannot be read as captions of {corpus}; download it again or "
+            f"correct it. The reason: {error!r}"
+        ) from error
+    found = _gather(corpus, split, table, audio_folder, rows, strict)
+    return replace(found, synthetic=str(data_folder) == "mini")
+
+
+def _subset(corpus: str, split: str) -> str:
+    if corpus not in SUBSETS:
+        raise ValueError(f"No corpus '{corpus}'; choose one of {', '.join(SUBSETS)}.")
+    if split not in SUBSETS[corpus]:
+        raise ValueError(f"No split '{split}'; choose one of train, val, test.")
+    return SUBSETS[corpus][split]
+
+
+def _places(corpus: str, root: Path, subset: str) -> tuple[Path, Path]:
+    """Caption file and audio folder of a subset."""
+    if corpus == "audiocaps":
+        tree = root / "AUDIOCAPS"
+        table = tree / f"{subset}.csv"  # aac-datasets' old place goes first there, too
+        if not table.is_file():
+            table = tree / "csv_files_v1" / f"{subset}.csv"
+        return table, tree / "audio_32000Hz" / subset
+    tree, part = root / "CLOTHO_v2.1", CLOTHO_FOLDERS[subset]
+    table = tree / "clotho_csv_files" / f"clotho_captions_{part}.csv"
+    return table, tree / "clotho_audio_files" / part
+
+
+def _how_to_get(corpus: str, root: Path, subset: str, table: Path, audio: Path) -> str:
+    name = "<youtube_id>_<start_time>.flac" if corpus == "audiocaps" else "<name>.wav"
+    return (
+        f"No {corpus} for '{subset}' in the data folder {root}: expected\n"
+        f"  {table}{'' if table.is_file() else '   (missing)'}\n"
+        f"  {audio / name}{'' if audio.is_dir() else '   (folder missing)'}\n"
+        f"Get it with: aac-datasets-download --root {root} {corpus} --subsets {subset}"
+        "\nor run with --data_folder mini, which needs no data."
+    )
+
+
+def _read_audiocaps(root: Path, subset: str, table: Path) -> list[tuple[str, list]]:
+    from . import compat  # noqa: F401, I001  (before aac_datasets)
+    from aac_datasets import AudioCaps
+
+    try:
+        # Clips that are not on disk stay in, to be counted.
+        data = AudioCaps(root, subset, verbose=-1, exclude_removed_audio=False)
+    except RuntimeError:  # no flac file at all
+        return []
+    return list(zip(data[:, "fname"], data[:, "captions"], strict=True))
+
+
+def _read_clotho(root: Path, subset: str, table: Path) -> list[tuple[str, list]]:
+    from . import compat  # noqa: F401, I001  (before aac_datasets)
+    from aac_datasets import Clotho
+
+    try:
+        data = Clotho(root, subset, verbose=-1)
+    except RuntimeError:
+        # aac-datasets refuses a split with one file too few or too many, or without
+        # its metadata. The caption file alone says all that is needed.
+        with open(table, newline="", encoding="utf-8") as file:
+            keys = [f"caption_{i}" for i in range(1, 6)]
+            return [
+                (row["file_name"], [row[key] for key in keys])
+                for row in csv.DictReader(file)
+            ]
+    return list(zip(data[:, "fname"], data[:, "captions"], strict=True))
+
+
+def _gather(corpus, split, table, audio_folder, rows, strict: bool) -> Corpus:
+    on_disk = set(os.listdir(audio_folder))
+    clips, absent, rows_without_audio, blank = [], [], 0, 0
+    for fname, captions in dict(rows).items():  # a name given twice is one clip
+        if fname not in on_disk:
+            absent.append(fname)
+            rows_without_audio += len(captions) if corpus == "audiocaps" else 1
+            continue
+        kept = tuple(c.strip() for c in captions if c and c.strip())
+        blank += len(captions) - len(kept)
+        if kept:
+            clips.append(Clip(fname, str(audio_folder / fname), kept))
+    if absent:
+        _complain(
+            f"{table}: {rows_without_audio} caption rows ({len(absent)} clips) have no "
+            f"audio in {audio_folder}: {_first(absent)}",
+            strict,
+        )
+    if blank:
+        _complain(f"{table}: {blank} blank captions left out.", strict)
+    if not clips:
+        raise ValueError(
+            f"The {split} split of {corpus} is empty: no clip that {table} names has "
+            f"both a caption and audio in {audio_folder}; complete the data or choose "
+            "another split."
+        )
+    return Corpus(corpus, split, tuple(clips), rows_without_audio)
+
+
+def _complain(message: str, strict: bool) -> None:
+    if strict:
+        raise ValueError(message)
+    logger.warning(message)
+
+
+def _first(names: list[str], number: int = 3) -> str:
+    return ", ".join(names[:number]) + (", ..." if len(names) > number else ".")

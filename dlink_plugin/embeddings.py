@@ -1,0 +1,467 @@
+"""The cache of CLAP embeddings: each clip and each caption is encoded once.
+
+A folder ``<corpus>-<split>-<encoder fingerprint>`` holds shards of some hundred clips
+(safetensors) and, once all of them are there, ``index.json``, which says what they were
+made from. Every file appears under its name only when it is complete, so a run that is
+killed loses at most the shard it was working on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import dlink_plugin.compat  # noqa: F401
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from speechbrain.utils.distributed import run_on_main
+from torch import distributed
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from .corpora import Clip, Corpus, load_corpus
+from .encoders import BadAudio, FrontEnd, FrozenEncoder, load_audio, load_encoder
+from .mini.corpus import prepare
+from .pairs import Pairs
+
+logger = logging.getLogger(__name__)
+
+INDEX = "index.json"
+ADVICE = "run once with --rebuild_cache True or give another cache folder."
+# What a cache must have in common with the run that opens it, and what to call it.
+IDENTITY = {
+    "format": "cache format",
+    "corpus": "corpus",
+    "split": "split",
+    "dim": "embedding dimension",
+    "fingerprint": "encoder (its fingerprint)",
+    "clip_count": "number of clips",
+    "clip_list": "clip list (file names, captions, file sizes)",
+}
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """A split as CLAP sees it: N clips, M captions.
+
+    Arguments
+    ---------
+    audio : torch.Tensor
+        Shape (N, d), rows of length 1.
+    text : torch.Tensor
+        Shape (M, d), rows of length 1; the captions of clip 0, then of clip 1, ...
+    clip_of_text : torch.Tensor
+        Shape (M,), int64: the row of ``audio`` that a caption belongs to.
+    clips : tuple of Clip
+        The N clips.
+    skipped : tuple of dict
+        "fname" and "reason" of every clip whose audio is unusable.
+    rows_without_audio : int
+        Caption rows whose recording is not on disk.
+    title : str
+        What to call the split above a table.
+
+    Example
+    -------
+    >>> pair = (Clip("a", "a.wav", ("rain", "wind")), Clip("b", "b.wav", ("a dog", "")))
+    >>> owner = torch.tensor([0, 0, 1, 1])
+    >>> data = Embeddings(torch.eye(2), torch.ones(4, 2), owner, pair, (), 0)
+    >>> data.first_text, data.second_text
+    (tensor([0, 2]), tensor([1, 3]))
+    """
+
+    audio: torch.Tensor
+    text: torch.Tensor
+    clip_of_text: torch.Tensor
+    clips: tuple[Clip, ...]
+    skipped: tuple[dict, ...]
+    rows_without_audio: int
+    title: str = ""
+
+    @property
+    def first_text(self) -> torch.Tensor:
+        """Row of ``text`` that holds caption 1 of each clip: (N,), int64."""
+        counts = torch.bincount(self.clip_of_text, minlength=len(self.clips))
+        return counts.cumsum(0) - counts
+
+    @property
+    def second_text(self) -> torch.Tensor | None:
+        """Row of caption 2 of each clip, (N,); None where a clip has only one."""
+        if any(len(clip.captions) < 2 for clip in self.clips):
+            return None
+        return self.first_text + 1
+
+    @property
+    def pairs(self) -> Pairs:
+        """Every caption with its clip, for training."""
+        return Pairs(self.audio, self.text, self.clip_of_text)
+
+    @property
+    def first_pairs(self) -> Pairs:
+        """Every clip with its caption 1, which all criteria are measured on."""
+        rows = torch.arange(len(self.audio))
+        return Pairs(self.audio, self.text[self.first_text], rows)
+
+    def captions_of(self, clip: int) -> tuple[str, ...]:
+        """The captions of the clip in one row of ``audio``."""
+        return self.clips[clip].captions
+
+    def to(self, device: str | torch.device) -> Embeddings:
+        """The same on another device."""
+        moved = {
+            k: getattr(self, k).to(device) for k in ("audio", "text", "clip_of_text")
+        }
+        return replace(self, **moved)
+
+
+def embed_corpus(
+    corpus: Corpus,
+    encoder: FrozenEncoder,
+    cache_folder: str | Path,
+    *,
+    batch_size: int = 32,
+    shard_size: int = 512,
+    num_workers: int = 2,
+    strict: bool = False,
+    rebuild: bool = False,
+    progressbar: bool = True,
+) -> Embeddings:
+    """Embed a split, or read what was embedded before.
+
+    Under torchrun all ranks call this; rank r of W encodes shards r, r + W, ...
+
+    Arguments
+    ---------
+    corpus : Corpus
+        From :func:`~dlink_plugin.corpora.load_corpus`.
+    encoder : FrozenEncoder
+        Its device does the encoding.
+    cache_folder : str or Path
+        Gets one folder for each corpus, split and encoder.
+    batch_size : int
+        Clips that are encoded together.
+    shard_size : int
+        Clips in one file.
+    num_workers : int
+        Processes that decode audio and compute features while the model runs.
+    strict : bool
+        Whether an unusable file is an error instead of being skipped.
+    rebuild : bool
+        Whether to encode again whatever is there.
+    progressbar : bool
+        Whether to show progress (main process only).
+
+    Returns
+    -------
+    embeddings : Embeddings
+        On the CPU, memory-mapped when they are one shard.
+
+    Raises
+    ------
+    ValueError
+        If the cache was made from something else, is damaged, holds no clip; with
+        ``strict``, if a clip is unusable.
+    """
+    name = f"{corpus.name}-{corpus.split}-{encoder.fingerprint[:12]}"
+    folder = Path(cache_folder).expanduser() / name
+    identity = _identity(corpus, encoder)
+    if rebuild:
+        _clear(folder)
+    if not (folder / INDEX).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        key = _digest([identity, shard_size])
+        shards = _plan(folder, len(corpus.clips), shard_size)
+        mine = list(shards.items())[_rank() :: _world()]
+        todo = {path: clips for path, clips in mine if not _is_shard(path, key)}
+        encoded = _encode(
+            corpus, encoder, todo, batch_size, num_workers, strict, progressbar
+        )
+        for path, (tensors, skipped) in zip(todo, encoded, strict=True):
+            _write_shard(path, tensors, {"key": key, "skipped": json.dumps(skipped)})
+        _barrier()
+        if _rank() == 0:
+            _write_index(folder, identity, list(shards))
+        _barrier()
+    return _read(folder, identity, corpus, strict)
+
+
+def embed_splits(
+    hparams: Mapping, device: str, splits: Sequence[str] = ("train", "val", "test")
+) -> dict[str, Embeddings]:
+    """The splits a recipe's YAML file names, embedded and on the training device.
+
+    Arguments
+    ---------
+    hparams : mapping
+        ``corpus``, ``data_folder``, ``clap``, ``cache_folder``, ``strict``,
+        ``rebuild_cache``, ``encoding_batch_size`` and ``num_workers``.
+    device : str
+        Where CLAP runs and where the embeddings go.
+    splits : sequence of str
+        Of "train", "val", "test".
+
+    Returns
+    -------
+    embeddings : dict of str to Embeddings
+        By split.
+    """
+    data_folder, cache = hparams["data_folder"], Path(hparams["cache_folder"])
+    encoder = load_encoder(str(hparams["clap"])).to(device)
+    strict = hparams["strict"]
+    if data_folder == "mini":  # one process writes it, the others wait
+        run_on_main(prepare, [hparams["corpus"], cache])
+    # Trees of one name may differ, so each data folder has a cache of its own.
+    home = _digest(str(Path(data_folder).resolve()))[:8]
+    home = cache / "embeddings" / ("mini" if data_folder == "mini" else home)
+    return {
+        split: embed_corpus(
+            load_corpus(
+                hparams["corpus"], data_folder, split, cache_folder=cache, strict=strict
+            ),
+            encoder,
+            home,
+            batch_size=hparams["encoding_batch_size"],
+            num_workers=hparams["num_workers"],
+            strict=strict,
+            rebuild=hparams["rebuild_cache"],
+        ).to(device)
+        for split in splits
+    }
+
+
+def _identity(corpus: Corpus, encoder: FrozenEncoder) -> dict:
+    clips = [[c.fname, c.captions, _file_size(c.path)] for c in corpus.clips]
+    return {
+        "format": 1,
+        "corpus": corpus.name,
+        "split": corpus.split,
+        "dim": encoder.dim,
+        "fingerprint": encoder.fingerprint,
+        "clip_count": len(clips),
+        "clip_list": _digest(clips),
+    }
+
+
+def _digest(content) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except OSError:  # a dangling link; decoding will name it
+        return -1
+
+
+def _plan(folder: Path, clips: int, shard_size: int) -> dict[Path, range]:
+    """The shard files, and which clips of the corpus each of them covers."""
+    starts = range(0, clips, shard_size)
+    return {
+        folder / f"shard-{number:05d}.safetensors": range(
+            start, min(start + shard_size, clips)
+        )
+        for number, start in enumerate(starts)
+    }
+
+
+def _is_shard(path: Path, key: str) -> bool:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata().get("key") == key
+    except (OSError, SafetensorError):
+        return False
+
+
+class _Features(Dataset):
+    """Features of clips, by path. Workers get this, and no model with it."""
+
+    def __init__(self, paths: list[str], front_end: FrontEnd):
+        self.paths = paths
+        self.front_end = front_end
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, clip: int) -> np.ndarray | BadAudio:
+        # numpy arrays travel through a pipe; tensors would fill a small /dev/shm.
+        try:
+            waveform = load_audio(self.paths[clip], self.front_end.sample_rate)
+            return self.front_end(waveform).numpy()
+        except BadAudio as error:
+            return error
+
+
+def _encode(
+    corpus: Corpus,
+    encoder: FrozenEncoder,
+    todo: dict[Path, range],
+    batch_size: int,
+    num_workers: int,
+    strict: bool,
+    progressbar: bool,
+) -> Iterator[tuple[dict[str, torch.Tensor], list[dict]]]:
+    """Tensors and skipped clips of one shard after another."""
+    batches = {
+        path: [clips[i : i + batch_size] for i in range(0, len(clips), batch_size)]
+        for path, clips in todo.items()
+    }
+    loader = DataLoader(
+        _Features([clip.path for clip in corpus.clips], encoder.front_end),
+        batch_sampler=[batch for shard in batches.values() for batch in shard],
+        collate_fn=list,
+        num_workers=num_workers if todo else 0,
+        generator=torch.Generator(),  # else a cold cache would shift the global seed
+    )
+    features = iter(loader)
+    total = sum(len(clips) for clips in todo.values())
+    hidden = not (progressbar and todo and _rank() == 0)
+    with tqdm(total=total, unit="clip", desc="encoding", disable=hidden) as bar:
+        for shard in batches.values():
+            rows, skipped = [], []
+            for batch in shard:
+                for row in _encode_batch(corpus, encoder, batch, next(features)):
+                    if not isinstance(row, BadAudio):
+                        rows.append(row)
+                    elif strict:
+                        raise row
+                    else:
+                        logger.warning("Skipped: %s", row)
+                        fname = os.path.basename(row.args[0])
+                        skipped.append({"fname": fname, "reason": row.reason})
+                bar.update(len(batch))
+            yield _stack(rows, encoder.dim), skipped
+
+
+def _encode_batch(corpus: Corpus, encoder: FrozenEncoder, batch, features) -> Iterator:
+    """(position, audio, texts) of each clip, or the BadAudio that it is."""
+    yield from (f for f in features if isinstance(f, BadAudio))
+    good = {
+        position: torch.from_numpy(f)
+        for position, f in zip(batch, features, strict=True)
+        if not isinstance(f, BadAudio)
+    }
+    captions = [corpus.clips[position].captions for position in good]
+    audio = encoder.encode_prepared(list(good.values())).cpu()
+    text = encoder.encode_text([c for several in captions for c in several]).cpu()
+    texts = text.split([len(several) for several in captions])
+    for position, heard, said in zip(good, audio, texts, strict=True):
+        if heard.isfinite().all() and said.isfinite().all():
+            yield position, heard, said
+        else:
+            yield BadAudio(corpus.clips[position].path, "embedded as NaN")
+
+
+def _stack(rows: list[tuple], dim: int) -> dict[str, torch.Tensor]:
+    none = torch.empty(0, dim)  # a shard may hold nothing but unusable files
+    return {
+        "position": torch.tensor([i for i, _, _ in rows], dtype=torch.int64),
+        "audio": torch.cat([none, *(heard[None] for _, heard, _ in rows)]),
+        "text": torch.cat([none, *(said for _, _, said in rows)]),
+    }
+
+
+def _write_shard(path: Path, tensors: dict, metadata: dict[str, str]) -> None:
+    draft = _draft(path)
+    save_file(tensors, draft, metadata)
+    os.replace(draft, path)
+
+
+def _write_index(folder: Path, identity: dict, shards: list[Path]) -> None:
+    skipped = []
+    for path in shards:
+        with safe_open(path, framework="pt") as file:
+            skipped += json.loads(file.metadata()["skipped"])
+    names = [path.name for path in shards]
+    content = {**identity, "shards": names, "skipped": skipped}
+    draft = _draft(folder / INDEX)
+    draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(draft, folder / INDEX)
+
+
+def _draft(path: Path) -> Path:
+    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
+
+
+def _read(folder: Path, identity: dict, corpus: Corpus, strict: bool) -> Embeddings:
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(_damaged(folder, error)) from error
+    for key, name in IDENTITY.items():
+        if index.get(key) != identity[key]:
+            raise ValueError(
+                f"The embedding cache {folder} was made with another {name}: "
+                f"{index.get(key)}, now {identity[key]}; {ADVICE}"
+            )
+    try:
+        shards = [load_file(folder / name) for name in index["shards"]]
+    except (OSError, SafetensorError) as error:
+        raise ValueError(_damaged(folder, error)) from error
+    position, audio, text = (
+        _join([shard[name] for shard in shards])
+        for name in ("position", "audio", "text")
+    )
+    clips = tuple(corpus.clips[i] for i in position.tolist())
+    counts = torch.tensor([len(clip.captions) for clip in clips], dtype=torch.int64)
+    owner = torch.repeat_interleave(torch.arange(len(clips)), counts)
+    skipped = tuple(index["skipped"])
+    _report(folder, clips, owner, skipped, strict)
+    lost, title = corpus.rows_without_audio, corpus.title
+    return Embeddings(audio, text, owner, clips, skipped, lost, title)
+
+
+def _damaged(folder: Path, error: Exception) -> str:
+    return f"The embedding cache {folder} is damaged ({error}); {ADVICE}"
+
+
+def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+    # One part stays a view of its file; several have to be copied into memory.
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _report(
+    folder: Path, clips, owner, skipped: tuple[dict, ...], strict: bool
+) -> None:
+    reasons = Counter(entry["reason"] for entry in skipped)
+    counted = ", ".join(f"{n} {reason}" for reason, n in reasons.items()) or "none"
+    summary = f"{len(clips)} clips, {len(owner)} captions, skipped: {counted}"
+    if strict and skipped:
+        raise ValueError(
+            f"{folder.name}: {summary}, the first of them {skipped[0]['fname']}; "
+            "replace these files, remove them, or run without --strict True."
+        )
+    if not clips:
+        raise ValueError(
+            f"{folder.name}: no clip is left ({summary}); check the audio files."
+        )
+    if _rank() == 0:
+        logger.info("%s: %s", folder.name, summary)
+
+
+def _clear(folder: Path) -> None:
+    if _rank() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+    _barrier()
+
+
+def _rank() -> int:
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def _world() -> int:
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def _barrier() -> None:
+    if distributed.is_initialized():
+        distributed.barrier()

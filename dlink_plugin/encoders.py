@@ -1,0 +1,561 @@
+"""Frozen CLAP encoders: a waveform or a sentence in, a unit vector out.
+
+:class:`ClapEncoder` wraps ``transformers.ClapModel``, :class:`LaionClapEncoder` the
+checkpoint files of ``laion_clap``. Both give the same vector for the same clip every
+time: a clip longer than CLAP's window is cut into evenly spaced windows, whose
+embeddings are averaged, instead of being cropped at random.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from safetensors import SafetensorError
+from torch.nn.functional import normalize
+from transformers import (
+    AutoTokenizer,
+    ClapFeatureExtractor,
+    ClapModel,
+    PretrainedConfig,
+)
+
+MINI_CLAP = Path(__file__).parent / "mini" / "clap"
+SILENCE = 1e-6  # peak amplitude, full scale being 1
+BLOCK = 1 << 16  # samples decoded at a time
+CHECKPOINTS = (".pt", ".ckpt", ".pth")
+# What the features of one window depend on in a ClapFeatureExtractor.
+FEATURE_SETTINGS = (
+    *("feature_size", "fft_window_size", "hop_length"),
+    *("frequency_min", "frequency_max", "padding"),
+)
+
+
+class BadAudio(ValueError):
+    """An audio file that cannot be embedded.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file.
+    reason : str
+        What it is: "undecodable", "silent", ...
+    detail : str
+        What the decoder says.
+
+    Example
+    -------
+    >>> print(BadAudio("rain.wav", "silent"))
+    rain.wav is silent; replace the file or remove it.
+    """
+
+    def __init__(self, path: str | Path, reason: str, detail: str = ""):
+        super().__init__(path, reason, detail)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        path, reason, detail = self.args
+        detail = f" ({detail})" if detail else ""
+        return f"{path} is {reason}{detail}; replace the file or remove it."
+
+
+def load_audio(path: str | Path, sample_rate: int) -> torch.Tensor:
+    """Decode a file of any rate and number of channels.
+
+    Arguments
+    ---------
+    path : str or Path
+        Whatever libsndfile reads: flac, wav, ogg, mp3, ...
+    sample_rate : int
+        Wanted rate in hertz. Other rates are resampled (soxr, quality "HQ").
+
+    Returns
+    -------
+    waveform : torch.Tensor
+        Mono float32 samples, shape (T,); the mean over the channels.
+
+    Raises
+    ------
+    BadAudio
+        If the file is undecodable, of zero length, silent or not finite.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "tone.wav"
+    >>> tone = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
+    >>> soundfile.write(path, np.stack([tone, tone], axis=1), 8000)
+    >>> load_audio(path, 16000).shape
+    torch.Size([16000])
+    """
+    try:
+        samples, rate = _decode(path)
+    except (soundfile.SoundFileError, OSError, TypeError) as error:
+        raise BadAudio(path, "undecodable", str(error)) from error
+    if not len(samples):
+        raise BadAudio(path, "of zero length")
+    if not np.isfinite(samples).all():
+        raise BadAudio(path, "not finite", "some samples are NaN or infinite")
+    if np.abs(samples).max() < SILENCE:
+        raise BadAudio(path, "silent")
+    samples = soxr.resample(samples, rate, sample_rate, quality="HQ")
+    if not len(samples):
+        raise BadAudio(path, "of zero length", f"at {sample_rate} Hz")
+    return torch.from_numpy(samples)
+
+
+def _decode(path: str | Path) -> tuple[np.ndarray, int]:
+    # Block by block: a damaged header may promise more samples than memory holds.
+    blocks = [np.empty(0, dtype=np.float32)]
+    with soundfile.SoundFile(str(path)) as file:
+        while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+            blocks.append(block.mean(axis=1))
+        return np.concatenate(blocks), file.samplerate
+
+
+def windows(waveform: torch.Tensor, length: int, min_tail: int) -> list[torch.Tensor]:
+    """Cut a clip into evenly spaced windows that cover it from end to end.
+
+    Arguments
+    ---------
+    waveform : torch.Tensor
+        Samples, shape (T,).
+    length : int
+        Samples in a window. A clip of at most this length is one window, as it is.
+    min_tail : int
+        A remainder of fewer samples than this beyond whole windows is dropped.
+
+    Returns
+    -------
+    windows : list of torch.Tensor
+        As few windows as cover the clip; neighbors overlap by equal amounts.
+
+    Raises
+    ------
+    ValueError
+        If the waveform is empty or not one-dimensional.
+
+    Example
+    -------
+    >>> [w.tolist() for w in windows(torch.arange(7), length=4, min_tail=2)]
+    [[0, 1, 2, 3], [3, 4, 5, 6]]
+    >>> [w.tolist() for w in windows(torch.arange(5), length=4, min_tail=2)]
+    [[0, 1, 2, 3]]
+    """
+    if waveform.ndim != 1 or not len(waveform):
+        shape = tuple(waveform.shape)
+        raise ValueError(
+            f"A waveform is one row of samples; this one has shape {shape}."
+        )
+    whole, tail = divmod(len(waveform), length)
+    if whole and tail < min_tail:
+        waveform, tail = waveform[: whole * length], 0
+    count = whole + (tail > 0)
+    if count == 1:
+        return [waveform]
+    spare = len(waveform) - length
+    starts = [i * spare // (count - 1) for i in range(count)]
+    return [waveform[start : start + length] for start in starts]
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """The part of an encoder that needs no model: waveform to features.
+
+    It is small and picklable, so DataLoader workers carry it instead of the encoder.
+
+    Arguments
+    ---------
+    extract : callable
+        Features of one window, a tensor whose shape is the same for every window.
+    sample_rate : int
+        In hertz.
+    window : int
+        Samples in a window.
+    min_tail : int
+        See :func:`windows`.
+
+    Example
+    -------
+    >>> front_end = FrontEnd(lambda w: w.mean(0), sample_rate=4, window=4, min_tail=1)
+    >>> front_end(torch.tensor([0.0, 0, 2, 2, 4, 4]))
+    tensor([1., 3.])
+    """
+
+    extract: Callable[[torch.Tensor], torch.Tensor]
+    sample_rate: int
+    window: int
+    min_tail: int
+
+    def __call__(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Features of all windows of a waveform (T,), stacked: (windows, ...)."""
+        parts = windows(waveform, self.window, self.min_tail)
+        return torch.stack([self.extract(part) for part in parts])
+
+
+class FrozenEncoder(torch.nn.Module):
+    """What the encoders share; subclasses embed one batch of features or of texts.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        It gets no gradient and stays in eval mode, whatever calls ``train()``.
+    dim : int
+        Size d of the embeddings.
+    front_end : FrontEnd
+        Waveform to features.
+    settings : dict
+        Everything beside weights and windows that the embeddings depend on, as JSON.
+    batch_size : int
+        Windows or texts per forward pass of the model.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        dim: int,
+        front_end: FrontEnd,
+        settings: dict,
+        batch_size: int = 32,
+    ):
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.dim = dim
+        self.front_end = front_end
+        self.settings = settings
+        self.batch_size = batch_size
+        self.train(False)
+
+    def train(self, mode: bool = True) -> FrozenEncoder:
+        """Stay in eval mode: a Brain switches all its modules to training mode."""
+        return super().train(False)
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate in hertz of the waveforms it takes."""
+        return self.front_end.sample_rate
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model, and so every embedding, lives."""
+        return next(self.model.parameters()).device
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over weights, preprocessing and window policy, in hexadecimal.
+
+        Neither the folder the weights came from nor the device matters.
+        """
+        policy = {"window": self.front_end.window, "min_tail": self.front_end.min_tail}
+        text = json.dumps([self.settings, self.sample_rate, policy], sort_keys=True)
+        digest = hashlib.sha256(text.encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def prepare_audio(self, waveform: torch.Tensor) -> torch.Tensor:
+        """Features of the windows of one waveform (T,), on the CPU: (windows, ...)."""
+        return self.front_end(waveform)
+
+    def encode_prepared(self, prepared: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Embed what :meth:`prepare_audio` gave for each of N clips.
+
+        Returns
+        -------
+        audio : torch.Tensor
+            Shape (N, d), rows of length 1: the normalized mean over a clip's windows.
+        """
+        if not len(prepared):
+            return torch.empty(0, self.dim, device=self.device)
+        rows = self._in_batches(self._embed_audio, torch.cat(list(prepared)))
+        clips = rows.split([len(features) for features in prepared])
+        return normalize(torch.stack([clip.mean(0) for clip in clips]), dim=-1)
+
+    def encode_audio(self, waveforms: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Embed N waveforms (T,) at ``sample_rate``: shape (N, d), rows of length 1."""
+        return self.encode_prepared([self.prepare_audio(w) for w in waveforms])
+
+    def encode_text(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embed M sentences: shape (M, d), rows of length 1."""
+        if isinstance(texts, str):
+            raise TypeError(f"encode_text takes a list of sentences, not {texts!r}.")
+        if not len(texts):
+            return torch.empty(0, self.dim, device=self.device)
+        return self._in_batches(self._embed_text, list(texts))
+
+    @torch.no_grad()
+    def _in_batches(self, embed, items) -> torch.Tensor:
+        steps = range(0, len(items), self.batch_size)
+        rows = [embed(items[i : i + self.batch_size]).float() for i in steps]
+        return normalize(torch.cat(rows), dim=-1)
+
+    def _embed_audio(self, features: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def _embed_text(self, texts: list[str]) -> torch.Tensor:
+        raise NotImplementedError
+
+
+class ClapEncoder(FrozenEncoder):
+    """A CLAP in the format of Hugging Face transformers, frozen.
+
+    A fusion model (``laion/clap-htsat-fused``) works as well: no window is ever longer
+    than the model's, so its fusion branch for long clips, the one that crops at
+    random, stays unused.
+
+    Arguments
+    ---------
+    clap : str or Path
+        A folder (weights as safetensors), a Hugging Face id such as
+        ``laion/clap-htsat-unfused``, or ``mini``, the one in this package.
+    min_tail_s : float
+        A tail of a long clip shorter than this many seconds is dropped.
+    batch_size : int
+        Windows or texts per forward pass of the model.
+
+    Raises
+    ------
+    OSError
+        If there is no complete CLAP under that name.
+    ValueError
+        If the model there is no CLAP or does not fit its feature extractor.
+    """
+
+    def __init__(
+        self, clap: str | Path, *, min_tail_s: float = 0.1, batch_size: int = 32
+    ):
+        model, extractor, tokenizer = _load_clap(clap)
+        _check_frames(clap, model.config.audio_config, extractor)
+        fusion = model.config.audio_config.enable_fusion
+        front_end = FrontEnd(
+            extract=functools.partial(_log_mel, extractor, fusion),
+            sample_rate=extractor.sampling_rate,
+            window=_window(extractor),
+            min_tail=round(min_tail_s * extractor.sampling_rate),
+        )
+        text = model.config.text_config
+        # RoBERTa counts positions from its padding index on.
+        positions = text.max_position_embeddings - text.pad_token_id - 1
+        max_tokens = min(tokenizer.model_max_length, positions)
+        settings = {
+            "vocabulary": tokenizer.get_vocab(),
+            "max_tokens": max_tokens,
+            **{key: getattr(extractor, key) for key in FEATURE_SETTINGS},
+        }
+        super().__init__(
+            model, model.config.projection_dim, front_end, settings, batch_size
+        )
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+
+    def _embed_audio(self, features: torch.Tensor) -> torch.Tensor:
+        is_longer = torch.zeros(len(features), 1, dtype=torch.bool, device=self.device)
+        out = self.model.get_audio_features(
+            input_features=features.to(self.device), is_longer=is_longer
+        )
+        return getattr(out, "pooler_output", out)  # a tensor up to transformers 4
+
+    def _embed_text(self, texts: list[str]) -> torch.Tensor:
+        tokens = self.tokenizer(
+            texts,
+            padding="longest",
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
+        ).to(self.device)
+        out = self.model.get_text_features(
+            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
+        )
+        return getattr(out, "pooler_output", out)
+
+
+def _load_clap(clap: str | Path):
+    folder = MINI_CLAP if clap == "mini" else Path(clap)
+    local = folder.is_dir()
+    source = str(folder if local or clap == "mini" else clap)
+    try:
+        kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
+        if kind is None:
+            raise OSError("there is no config.json, or no model_type in it")
+        if kind != "clap":
+            raise ValueError(
+                f"{clap} is a {kind} model; name a CLAP, for instance "
+                "laion/clap-htsat-unfused."
+            )
+        model, loading = ClapModel.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True if local else None,  # nothing pickled from a folder
+            output_loading_info=True,
+        )
+        extractor = ClapFeatureExtractor.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, SafetensorError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise OSError(
+            f"No complete CLAP at {clap}: give a folder with config.json, "
+            "model.safetensors, preprocessor_config.json and tokenizer.json, a Hugging "
+            "Face id such as laion/clap-htsat-unfused (the first use needs the "
+            f"network), or mini. The reason: {reason}"
+        ) from error
+    absent = dict(model.named_parameters()).keys() & loading["missing_keys"]
+    if absent:
+        raise ValueError(
+            f"The weights of {clap} lack {len(absent)} tensors ({min(absent)}, ...); "
+            "save the whole ClapModel again."
+        )
+    return model, extractor, tokenizer
+
+
+def _window(extractor: ClapFeatureExtractor) -> int:
+    return round(extractor.max_length_s * extractor.sampling_rate)
+
+
+def _check_frames(clap, audio, extractor: ClapFeatureExtractor) -> None:
+    frames = _window(extractor) // extractor.hop_length + 1
+    capacity = audio.spec_size * (audio.spec_size // audio.num_mel_bins)
+    if frames > capacity or extractor.feature_size != audio.num_mel_bins:
+        raise ValueError(
+            f"The feature extractor of {clap} makes windows of {frames} frames and "
+            f"{extractor.feature_size} mel bands, its model takes up to {capacity} "
+            f"frames of {audio.num_mel_bins}; correct preprocessor_config.json."
+        )
+
+
+def _log_mel(
+    extractor: ClapFeatureExtractor, fusion: bool, waveform: torch.Tensor
+) -> torch.Tensor:
+    # "fusion" stands for the four equal channels that a fusion model takes of a
+    # short clip; no crop is drawn, because a window is never too long.
+    features = extractor(
+        waveform.numpy(),
+        truncation="fusion" if fusion else "rand_trunc",
+        max_length=_window(extractor),
+        sampling_rate=extractor.sampling_rate,
+        return_tensors="pt",
+    )
+    return features["input_features"][0]
+
+
+class LaionClapEncoder(FrozenEncoder):
+    """A checkpoint file of the ``laion_clap`` package, frozen.
+
+    The file is unpickled: use one from a source you trust. Importing ``laion_clap``
+    loads RoBERTa's tokenizer from the Hugging Face Hub.
+
+    Arguments
+    ---------
+    checkpoint : str or Path
+        For instance ``630k-audioset-best.pt`` or
+        ``music_speech_audioset_epoch_15_esc_89.98.pt``.
+    amodel : str
+        Audio tower: ``HTSAT-tiny``, or ``HTSAT-base`` for the music and speech files.
+    enable_fusion : bool
+        Whether the checkpoint is a fusion model.
+    min_tail_s : float
+        A tail of a long clip shorter than this many seconds is dropped.
+    batch_size : int
+        Windows or texts per forward pass of the model.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ImportError
+        If ``laion_clap`` is not installed.
+    ValueError
+        If the checkpoint does not fit the audio tower.
+    """
+
+    SAMPLE_RATE = 48_000
+    WINDOW = 480_000
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        *,
+        amodel: str = "HTSAT-tiny",
+        enable_fusion: bool = False,
+        min_tail_s: float = 0.1,
+        batch_size: int = 32,
+    ):
+        model = _load_laion_clap(checkpoint, amodel, enable_fusion)
+        front_end = FrontEnd(
+            extract=functools.partial(_repeat_pad, self.WINDOW),
+            sample_rate=self.SAMPLE_RATE,
+            window=self.WINDOW,
+            min_tail=round(min_tail_s * self.SAMPLE_RATE),
+        )
+        with torch.no_grad():
+            dim = model.get_text_embedding(["sound"], use_tensor=True).shape[-1]
+        settings = {"amodel": amodel, "enable_fusion": enable_fusion}
+        super().__init__(model, dim, front_end, settings, batch_size)
+
+    def _embed_audio(self, features: torch.Tensor) -> torch.Tensor:
+        return self.model.get_audio_embedding_from_data(features, use_tensor=True)
+
+    def _embed_text(self, texts: list[str]) -> torch.Tensor:
+        return self.model.get_text_embedding(texts, use_tensor=True)
+
+
+def _load_laion_clap(checkpoint: str | Path, amodel: str, enable_fusion: bool):
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(
+            f"No checkpoint at {checkpoint}; download one from "
+            "https://huggingface.co/lukewys/laion_clap."
+        )
+    try:
+        import laion_clap
+    except ImportError as error:
+        raise ImportError(
+            f"{checkpoint} needs laion_clap; pip install 'dlink-plugin[clap]'. The "
+            f"reason: {error}"
+        ) from error
+    model = laion_clap.CLAP_Module(
+        enable_fusion=enable_fusion, device="cpu", amodel=amodel
+    )
+    try:
+        model.load_ckpt(str(checkpoint), verbose=False)
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"{checkpoint} does not fit laion_clap's {amodel} with enable_fusion="
+            f"{enable_fusion}; set amodel and enable_fusion to the checkpoint's. "
+            f"The reason: {error}"
+        ) from error
+    return model
+
+
+def _repeat_pad(length: int, waveform: torch.Tensor) -> torch.Tensor:
+    # As laion_clap fills short clips. Its models were trained on 16-bit samples.
+    waveform = waveform.repeat(length // len(waveform))
+    waveform = torch.nn.functional.pad(waveform, (0, length - len(waveform)))
+    return (waveform.clamp(-1, 1) * 32767).to(torch.int16).float() / 32767
+
+
+def load_encoder(clap: str | Path, **options) -> FrozenEncoder:
+    """The encoder that fits a name.
+
+    Arguments
+    ---------
+    clap : str or Path
+        ``*.pt``, ``*.ckpt`` or ``*.pth``: a checkpoint of ``laion_clap``. Everything
+        else: a folder, a Hugging Face id, or ``mini``.
+    **options : dict
+        Keyword arguments of :class:`LaionClapEncoder` or :class:`ClapEncoder`.
+
+    Returns
+    -------
+    encoder : FrozenEncoder
+        On the CPU; move it with ``.to(device)``.
+    """
+    if Path(clap).suffix in CHECKPOINTS:
+        return LaionClapEncoder(clap, **options)
+    return ClapEncoder(clap, **options)

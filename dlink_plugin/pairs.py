@@ -1,0 +1,158 @@
+"""Batches of audio-text pairs: one caption of each clip, never a clip twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+__all__ = ["ClipBatches", "Pairs"]
+
+
+class Pairs(Dataset):
+    """One item a caption: its clip's audio embedding and its own.
+
+    Arguments
+    ---------
+    audio : Tensor
+        (N, d).
+    text : Tensor
+        (M, d).
+    clip_of_text : Tensor
+        (M,) the clip each caption belongs to.
+
+    Example
+    -------
+    >>> pairs = Pairs(torch.eye(2), torch.ones(3, 2), torch.tensor([0, 0, 1]))
+    >>> audio, text = pairs.__getitems__([1, 2])
+    >>> audio
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+
+    def __init__(self, audio: Tensor, text: Tensor, clip_of_text: Tensor):
+        self.audio, self.text = audio, text
+        self.clip_of_text = clip_of_text
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+    def __getitem__(self, row: int | slice) -> tuple[Tensor, Tensor]:
+        return self.audio[self.clip_of_text[row]], self.text[row]
+
+    def __getitems__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        """A whole batch by two gathers, instead of item by item."""
+        rows = torch.as_tensor(rows)
+        here = self.audio.device
+        return self.audio[self.clip_of_text[rows].to(here)], self.text[rows.to(here)]
+
+    def shuffled(self, seed: int) -> Pairs:
+        """The control: the same, but every caption goes with another clip's audio."""
+        order = torch.randperm(len(self.audio), generator=seeded(seed))
+        audio = self.audio[order.to(self.audio.device)]
+        return Pairs(audio, self.text, self.clip_of_text)
+
+    @staticmethod
+    def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The batch as ``__getitems__`` made it."""
+        return batch
+
+
+class ClipBatches(Sampler[list[int]]):
+    """Batches of caption rows for ``Pairs``, split evenly over ranks.
+
+    Each pass visits every clip once, in a random order, with a random one of its
+    captions; the remainder that fills no batch is left out of that pass. Order and
+    captions follow from seed, epoch and pass alone, so a resumed run sees the same
+    batches, and so do several ranks: each takes its share of the same global batch.
+
+    Arguments
+    ---------
+    clip_of_text : Tensor
+        (M,) the clip of each caption; every clip 0..N-1 has one.
+    batch_size : int
+        Clips of a global batch; all clips where there are fewer.
+    passes : int
+        Passes over the clips in one epoch.
+    seed : int
+        Seed of order and captions.
+    rank : int
+        Which share of each batch to yield.
+    world_size : int
+        The number of shares.
+
+    Raises
+    ------
+    ValueError
+        If a rank would get fewer than two clips, or the shares would be uneven.
+
+    Example
+    -------
+    >>> batches = ClipBatches(torch.tensor([0, 0, 1, 2, 3]), batch_size=2, seed=0)
+    >>> len(batches), [len(rows) for rows in batches]
+    (2, [2, 2])
+    """
+
+    def __init__(
+        self,
+        clip_of_text: Tensor,
+        batch_size: int,
+        passes: int = 1,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.by_clip = clip_of_text.argsort(stable=True)
+        self.captions = clip_of_text.bincount()
+        self.first = self.captions.cumsum(0) - self.captions
+        clips = len(self.captions)
+        self.batch_size = min(batch_size, clips - clips % world_size)
+        self.passes, self.seed, self.epoch = passes, seed, 0
+        self.rank, self.world_size = rank, world_size
+        if self.batch_size < 2 * world_size or self.batch_size % world_size:
+            raise ValueError(
+                f"batch_size {batch_size} with {clips} clips on {world_size} "
+                "process(es) does not give each an equal share of 2 clips or more; "
+                "set --batch_size to a larger multiple of the number of processes."
+            )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by ``Brain.fit`` before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.passes * (len(self.captions) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        share = self.batch_size // self.world_size
+        for number in range(self.passes):
+            rows = self._draw_rows(number)
+            for start in range(0, len(rows) - self.batch_size + 1, self.batch_size):
+                mine = start + self.rank * share
+                yield rows[mine : mine + share].tolist()
+
+    def _draw_rows(self, number: int) -> Tensor:
+        generator = seeded(self.seed, self.epoch, number)
+        clips = torch.randperm(len(self.captions), generator=generator)
+        draw = torch.rand(len(clips), generator=generator)
+        nth = (draw * self.captions[clips]).long()
+        return self.by_clip[self.first[clips] + nth]
+
+
+def seeded(*numbers: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A generator that follows from several numbers: seed, epoch, step, rank.
+
+    Example
+    -------
+    >>> seeded(1, 2).initial_seed() == seeded(1, 2).initial_seed()
+    True
+    >>> seeded(1, 2).initial_seed() == seeded(2, 1).initial_seed()
+    False
+    """
+    mixed = 0
+    for number in numbers:
+        # A 63-bit linear congruential step spreads neighboring numbers apart.
+        mixed = (mixed * 6364136223846793005 + number + 1442695040888963407) % 2**63
+    return torch.Generator(device).manual_seed(mixed)

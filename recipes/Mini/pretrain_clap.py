@@ -1,0 +1,192 @@
+#!/usr/bin/env python3
+"""Trains the mini CLAP that dlink_plugin ships: contrastively, on synthetic scenes.
+
+python recipes/Mini/pretrain_clap.py hparams/mini_clap.yaml
+"""
+
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import dlink_plugin.compat  # noqa: F401
+
+import numpy as np
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.distributed import run_on_main
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tqdm import tqdm
+from transformers import ClapConfig, ClapModel, PreTrainedTokenizerFast
+
+from dlink_plugin.gap import modality_gap
+from dlink_plugin.mini.captions import caption
+from dlink_plugin.mini.scenes import draw_scene, render
+
+
+class ClapBrain(sb.Brain):
+    """Symmetric InfoNCE at a fixed temperature; captions are drawn anew every epoch."""
+
+    def compute_forward(self, batch, stage):
+        features, texts = batch
+        tokens = self.hparams.tokenizer(texts, padding=True, return_tensors="pt")
+        clap = self.modules.clap
+        audio = clap.get_audio_features(features.float().to(self.device))
+        return audio, clap.get_text_features(**tokens.to(self.device))
+
+    def compute_objectives(self, predictions, batch, stage):
+        audio, text = predictions
+        if stage != sb.Stage.TRAIN:
+            self.heldout.append(predictions)
+        logits = self.hparams.logit_scale * audio @ text.T
+        here = torch.arange(len(logits), device=logits.device)
+        cross_entropy = torch.nn.functional.cross_entropy
+        return (cross_entropy(logits, here) + cross_entropy(logits.T, here)) / 2
+
+    def on_stage_start(self, stage, epoch=None):
+        self.heldout = []
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        self.scheduler.step()
+
+    def init_optimizers(self):
+        super().init_optimizers()
+        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer,
+            self.hparams.lr,
+            total_steps=self.hparams.steps,
+            pct_start=0.1,
+        )
+        if self.checkpointer is not None:
+            self.checkpointer.add_recoverable("scheduler", self.scheduler)
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        if stage == sb.Stage.TRAIN:
+            self.train_loss = stage_loss
+            return
+        audio, text = (torch.cat(side) for side in zip(*self.heldout, strict=True))
+        gap = modality_gap(audio, text, separability=False)
+        self.hparams.train_logger.log_stats(
+            {"epoch": epoch}, {"loss": self.train_loss}, {"loss": stage_loss, **gap}
+        )
+        self.checkpointer.save_and_keep_only(meta={"epoch": epoch})
+
+
+class Scenes(torch.utils.data.Dataset):
+    """Log-mel features of scenes, each with a caption that a new annotator writes."""
+
+    def __init__(self, path, size, seed, extractor, clotho_share):
+        self.seed, self.share = seed, clotho_share
+        self.rng = np.random.default_rng(seed)
+        self.scenes = [
+            draw_scene(np.random.default_rng((seed, i))) for i in range(size)
+        ]
+        if not path.exists():
+            with ProcessPoolExecutor() as pool:
+                rows = pool.map(
+                    partial(_features, extractor), self.scenes, chunksize=32
+                )
+                np.save(path, np.stack(list(tqdm(rows, path.stem, size))))
+        self.features = np.load(path, mmap_mode="r")
+
+    def __len__(self):
+        return len(self.scenes)
+
+    def __getitem__(self, i):
+        register = "clotho" if self.rng.random() < self.share else "audiocaps"
+        return torch.from_numpy(self.features[i].copy()), caption(
+            self.scenes[i], self.rng, register
+        )
+
+
+def _features(extractor, scene):
+    rate = extractor.sampling_rate
+    features = extractor(render(scene, rate), sampling_rate=rate, return_tensors="np")
+    return features["input_features"][0].astype(np.float16)
+
+
+def make_tokenizer(hparams):
+    """A byte-level BPE in RoBERTa's frame, trained on the grammar's captions."""
+    rng = np.random.default_rng(hparams["seed"])
+    registers = ("audiocaps", "audiocaps", "clotho")
+    texts = (caption(draw_scene(rng), rng, r) for _ in range(5000) for r in registers)
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    bpe.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=hparams["vocab_size"],
+            special_tokens=special,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
+    bpe.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    names = dict(zip(("bos", "pad", "eos", "unk"), special, strict=True))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe,
+        model_max_length=hparams["max_tokens"],
+        model_input_names=["input_ids", "attention_mask"],
+        **{f"{name}_token": token for name, token in names.items()},
+    )
+
+
+if __name__ == "__main__":
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    sb.utils.distributed.ddp_init_group(run_opts)
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
+    output, extractor = Path(hparams["output_folder"]), hparams["feature_extractor"]
+    sizes = {
+        "train": hparams["number_of_scenes"],
+        "heldout": hparams["number_of_heldout"],
+    }
+    train, heldout = (
+        Scenes(
+            output / f"{name}.npy",
+            size,
+            seed,
+            extractor,
+            hparams["clotho_share"] * (1 - k),
+        )
+        for k, ((name, size), seed) in enumerate(
+            zip(sizes.items(), (hparams["seed"], hparams["seed"] + 1), strict=True)
+        )
+    )
+    hparams["tokenizer"] = make_tokenizer(hparams)
+    hparams["steps"] = hparams["number_of_epochs"] * (
+        len(train) // hparams["batch_size"]
+    )
+    config = ClapConfig(
+        text_config=hparams["text_config"],
+        audio_config=hparams["audio_config"],
+        projection_dim=hparams["projection_dim"],
+        logit_scale_init_value=hparams["logit_scale"],
+    )
+    clap = ClapModel(config)
+    brain = ClapBrain(
+        {"clap": clap},
+        hparams["opt_class"],
+        hparams,
+        run_opts,
+        Checkpointer(
+            hparams["save_folder"], {"clap": clap, "counter": hparams["epoch_counter"]}
+        ),
+    )
+    batches = {"batch_size": hparams["batch_size"]}
+    brain.fit(
+        hparams["epoch_counter"],
+        train,
+        heldout,
+        train_loader_kwargs={**batches, "shuffle": True, "drop_last": True},
+        valid_loader_kwargs=batches,
+    )
+    for part in (clap.half(), hparams["tokenizer"], extractor):
+        run_on_main(part.save_pretrained, [output / "clap"])

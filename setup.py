@@ -1,0 +1,50 @@
+"""Installation of dlink-plugin. One reason stands beside every upper bound."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+INSTALL_REQUIRES = [
+    "torch>=2.7.1,<2.14",  # 2.14 has no CPU wheel that the packages below were run with
+    "torchaudio>=2.7.1,<2.12",  # 2.11 is the last release that compat.py was run with
+    "speechbrain>=1.1.2,<1.2",  # the Brain and checkpoint hooks we use move between minors
+    "hyperpyyaml>=1.2.3,<2",  # 1.2.3 keeps out the ruamel.yaml that breaks every load
+    "transformers>=4.57,<5",  # msclap, which aac-metrics needs, stops at 5
+    "huggingface_hub>=0.34,<1",  # transformers 4.57 stops at 1
+    "numpy>=1.26,<2",  # msclap and laion-clap stop at 2
+    "pandas>=2,<3",  # msclap stops at 3
+    "librosa>=0.10.1,<0.11",  # msclap stops at 0.11
+    "pyarrow>=16,<25",  # later builds refuse numpy 1, which pip cannot see
+    "datasets>=3.1,<5",  # 5 wants a newer huggingface_hub
+    "aac-datasets>=0.7,<0.8",  # compat.py supplies the torchaudio names 0.7 asks for
+    "aac-metrics>=0.5.5,<0.6",  # 0.6 needs a yanked pythonwrench
+    "peft>=0.17",
+    "safetensors>=0.4",
+    "soundfile>=0.13.1",
+    "soxr>=0.5",
+    "scikit-learn>=1.4",
+    "matplotlib>=3.8",
+    "tensorboard>=2.16",
+    "tqdm>=4.66",
+]
+
+EXTRAS_REQUIRE = {
+    "test": ["pytest>=8", "ruff>=0.17,<0.18", "psutil>=5.9"],  # a newer ruff reformats
+    "clap": ["laion-clap>=1.1.7,<2", "torchvision"],  # 2 is not written yet
+    "meteor": ["pycocoevalcap==1.2"],  # its jars are laid out by hand, release by release
+    "demo": ["gradio>=5,<6.18"],  # 6.18 wants a newer huggingface_hub
+}
+
+setup(
+    name="dlink-plugin",
+    version="0.1.0",
+    description="A diffusion bridge over the audio-text modality gap of CLAP",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["dlink_plugin", "dlink_plugin.*"]),
+    package_data={"dlink_plugin": ["py.typed", "mini/clap/*"]},
+    install_requires=INSTALL_REQUIRES,
+    extras_require=EXTRAS_REQUIRE,
+)

@@ -1,0 +1,172 @@
+import collections
+import logging
+import subprocess
+import sys
+
+import pytest
+
+from dlink_plugin.console import load_recipe, plain_errors
+
+RECIPE = """
+seed: 1234
+__hidden: 3
+lr: 0.001
+twice: !ref <seed> * 2
+data_folder: !PLACEHOLDER
+counter: !new:collections.Counter
+    words: !ref <seed>
+steps: [1, 2]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return str(path)
+
+
+@pytest.fixture
+def run_log(tmp_path):
+    """A root logger that writes to log.txt, as a started run has it."""
+    path = tmp_path / "log.txt"
+    handler = logging.FileHandler(path)
+    logging.getLogger().addHandler(handler)
+    yield path
+    logging.getLogger().removeHandler(handler)
+    handler.close()
+
+
+# load_recipe
+
+
+def test_overrides_take_their_place(recipe):
+    argv = [recipe, "--seed", "7", "--data_folder=/x y", "--steps", "[3]"]
+    file, run_opts, overrides, hparams = load_recipe(argv)
+    assert file == recipe
+    assert (hparams["seed"], hparams["twice"]) == (7, 14)
+    assert hparams["counter"] == collections.Counter(words=7)
+    assert (hparams["data_folder"], hparams["steps"]) == ("/x y", [3])
+    assert hparams["lr"] == 0.001
+    assert overrides.splitlines()[0] == "seed: 7"
+
+
+def test_options_of_speechbrain_are_no_overrides(recipe):
+    argv = [recipe, "--device", "cpu", "--data_folder", "x", "--debug"]
+    _, run_opts, overrides, hparams = load_recipe(argv)
+    assert (run_opts.device, run_opts.debug) == ("cpu", True)
+    assert overrides == "data_folder: x"
+    assert "device" not in hparams
+
+
+def test_no_override_at_all_is_fine(recipe, tmp_path):
+    path = tmp_path / "plain.yaml"
+    path.write_text("seed: 1\n")
+    assert load_recipe([str(path)])[3] == {"seed": 1}
+
+
+def test_unknown_keys_are_named_with_the_known_ones(recipe):
+    argv = [recipe, "--sed", "7", "--data_folder", "x", "--learn=1"]
+    with pytest.raises(ValueError) as raised:
+        load_recipe(argv)
+    sentence = str(raised.value)
+    assert "no key 'learn', 'sed';" in sentence
+    assert "seed, lr, twice, data_folder, counter, steps." in sentence
+    assert "hidden" not in sentence
+
+
+def test_a_value_that_has_to_be_given_is_asked_for(recipe):
+    with pytest.raises(ValueError, match="data_folder.*PLACEHOLDER"):
+        load_recipe([recipe])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.yaml"):
+        load_recipe([str(tmp_path / "nowhere.yaml")])
+
+
+@pytest.mark.parametrize(
+    "text, argv",
+    [("", []), ("- 1\n", []), ("seed: [1\n", []), ("seed: 1\n", ["--seed", "[1"])],
+    ids=["empty", "list", "syntax", "override"],
+)
+def test_what_is_no_mapping_in_yaml_is_a_sentence(tmp_path, text, argv):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError):
+        load_recipe([str(path), *argv])
+
+
+# plain_errors
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("No 50 % split."), FileNotFoundError("No x."), ImportError("No y.")],
+)
+def test_a_mistake_ends_in_one_sentence(error):
+    with pytest.raises(SystemExit) as raised, plain_errors():
+        raise error
+    assert raised.value.code == f"error: {error}"
+
+
+def test_a_key_that_a_recipe_needs_is_named(tmp_path):
+    path = tmp_path / "short.yaml"
+    path.write_text("seed: 1\n")
+    *_, hparams = load_recipe([str(path)])
+    assert hparams["seed"] == 1
+    with pytest.raises(ValueError, match="short.yaml has no key 'start_steps'"):
+        _ = hparams["start_steps"]
+
+
+
+@pytest.mark.parametrize(
+    "error", [TypeError, RuntimeError, AttributeError, KeyboardInterrupt, MemoryError]
+)
+def test_a_bug_keeps_its_traceback(error):
+    with pytest.raises(error, match="a bug"), plain_errors():
+        raise error("a bug")
+
+
+def test_nothing_happens_without_an_error(run_log):
+    with plain_errors():
+        value = 1
+    assert value == 1 and run_log.read_text() == ""
+
+
+def test_the_traceback_goes_to_the_log_of_the_run(run_log):
+    def stumble():
+        raise ValueError("No 50 % split.")
+
+    with pytest.raises(SystemExit), plain_errors():
+        stumble()
+    text = run_log.read_text()
+    assert text.startswith("No 50 % split.\nTraceback (most recent call last)")
+    assert "in stumble" in text
+    assert text.rstrip().endswith("ValueError: No 50 % split.")
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from dlink_plugin.console import load_recipe, plain_errors
+import speechbrain as sb
+with plain_errors():
+    file, _, overrides, hparams = load_recipe(sys.argv[1:])
+    sb.create_experiment_directory(hparams["data_folder"], file, overrides)
+    raise ValueError("The corpus is empty.")
+"""
+
+
+def test_a_recipe_fails_with_a_sentence_and_a_code(recipe, tmp_path):
+    """As a user sees it: with the logging that a SpeechBrain run sets up."""
+    output = tmp_path / "run"
+    command = [sys.executable, "-W", "ignore", "-c", PROGRAM, recipe]
+    done = subprocess.run(
+        [*command, "--data_folder", str(output)], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip().splitlines()[-1] == "error: The corpus is empty."
+    assert "Traceback" not in done.stderr
+    log = (output / "log.txt").read_text()
+    assert "Traceback" in log and "ValueError: The corpus is empty." in log

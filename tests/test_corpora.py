@@ -1,0 +1,206 @@
+import csv
+import logging
+import sys
+import types
+
+import pytest
+
+from dlink_plugin.corpora import load_corpus
+
+from .conftest import write_rows
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(corpus, split, folder=tmp_path / "data", **options):
+        return load_corpus(corpus, folder, split, cache_folder=tmp_path, **options)
+
+    return load
+
+
+def edit(table, change):
+    """Rewrite a csv file; change(rows) gets the header as its first row."""
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    change(rows)
+    write_rows(table, rows[0], rows[1:])
+
+
+# What is read
+
+
+def test_audiocaps_gathers_the_captions_of_a_clip(audiocaps_tree, load):
+    corpus = load("audiocaps", "val")
+    assert (corpus.name, corpus.split, corpus.rows_without_audio) == (
+        "audiocaps",
+        "val",
+        0,
+    )
+    assert [clip.fname for clip in corpus.clips] == [
+        "clip4_4.flac",
+        "clip5_5.flac",
+        "clip6_6.flac",
+    ]
+    folder = audiocaps_tree / "AUDIOCAPS" / "audio_32000Hz" / "val"
+    assert corpus.clips[1].path == str(folder / "clip5_5.flac")
+    assert [len(clip.captions) for clip in corpus.clips] == [5, 5, 5]
+    assert corpus.clips[0].captions[0] == "a dog barks twice while rain falls, take 4"
+
+
+def test_audiocaps_has_one_caption_per_training_clip(audiocaps_tree, load):
+    assert [len(clip.captions) for clip in load("audiocaps", "train").clips] == [1] * 4
+
+
+@pytest.mark.parametrize(
+    "split, folder, clips",
+    [("train", "development", 3), ("val", "validation", 2), ("test", "evaluation", 3)],
+)
+def test_clotho_splits(clotho_tree, load, split, folder, clips):
+    corpus = load("clotho", split)
+    assert len(corpus.clips) == clips
+    assert {len(clip.captions) for clip in corpus.clips} == {5}
+    assert all(f"/{folder}/" in clip.path for clip in corpus.clips)
+
+
+def test_captions_are_stripped_and_blank_ones_left_out(audiocaps_tree, load, caplog):
+    def change(rows):
+        rows[1][3] = "  rain \n"
+        rows[2][3] = "   "
+        rows[6][3] = ""
+
+    edit(audiocaps_tree / "AUDIOCAPS" / "csv_files_v1" / "val.csv", change)
+    clips = load("audiocaps", "val").clips
+    assert clips[0].captions[0] == "rain"
+    assert [len(clip.captions) for clip in clips] == [4, 4, 5]
+    assert "2 blank captions" in caplog.text
+    with pytest.raises(ValueError, match="2 blank captions"):
+        load("audiocaps", "val", strict=True)
+
+
+def test_mini_is_prepared_in_the_cache_folder(
+    audiocaps_tree, load, tmp_path, monkeypatch
+):
+    asked = []
+    stub = types.ModuleType("dlink_plugin.mini.corpus")
+    stub.prepare = lambda corpus, folder: (
+        asked.append((corpus, folder)) or audiocaps_tree
+    )
+    monkeypatch.setitem(sys.modules, "dlink_plugin.mini.corpus", stub)
+    assert len(load("audiocaps", "test", folder="mini").clips) == 3
+    assert asked == [("audiocaps", tmp_path)]
+
+
+# What may be missing
+
+
+def test_audiocaps_rows_without_audio_are_counted(audiocaps_tree, load, caplog):
+    (audiocaps_tree / "AUDIOCAPS/audio_32000Hz/val/clip5_5.flac").unlink()
+    corpus = load("audiocaps", "val")
+    assert [clip.fname for clip in corpus.clips] == ["clip4_4.flac", "clip6_6.flac"]
+    assert corpus.rows_without_audio == 5
+    assert "5 caption rows (1 clips) have no audio" in caplog.text
+    assert "clip5_5.flac" in caplog.text
+    with pytest.raises(ValueError, match="clip5_5.flac"):
+        load("audiocaps", "val", strict=True)
+
+
+@pytest.mark.parametrize("case", ["missing", "stray", "missing and stray"])
+def test_clotho_survives_missing_and_stray_files(clotho_tree, load, caplog, case):
+    # aac-datasets counts files: each of these alone makes it refuse the split, and
+    # both together make it return a clip that is not there.
+    folder = clotho_tree / "CLOTHO_v2.1" / "clotho_audio_files" / "evaluation"
+    missing = "missing" in case
+    if missing:
+        (folder / "clip 26.wav").unlink()
+    if "stray" in case:
+        (folder / ".DS_Store").touch()
+    corpus = load("clotho", "test")
+    names = ["clip 25.wav", "clip 27.wav"]
+    assert [c.fname for c in corpus.clips if c.fname != "clip 26.wav"] == names
+    assert len(corpus.clips) == 3 - missing
+    assert corpus.rows_without_audio == int(missing)
+    assert corpus.clips[0].captions[0] == "an engine idles and a bell rings, take 25"
+    assert ("1 caption rows (1 clips) have no audio" in caplog.text) == missing
+    if missing:
+        with pytest.raises(ValueError, match="clip 26.wav"):
+            load("clotho", "test", strict=True)
+
+
+def test_clotho_reads_the_same_with_and_without_aac_datasets(clotho_tree, load):
+    whole = load("clotho", "train").clips
+    folder = clotho_tree / "CLOTHO_v2.1" / "clotho_audio_files" / "development"
+    (folder / "Thumbs.db").touch()
+    assert load("clotho", "train").clips == whole
+
+
+@pytest.mark.parametrize("corpus", ["audiocaps", "clotho"])
+def test_a_missing_tree_is_described(tmp_path, load, corpus):
+    with pytest.raises(FileNotFoundError) as caught:
+        load(corpus, "val", folder=tmp_path / "nowhere")
+    message = str(caught.value)
+    assert str(tmp_path / "nowhere") in message
+    assert "(missing)" in message and "(folder missing)" in message
+    assert f"aac-datasets-download --root {tmp_path}/nowhere {corpus}" in message
+    assert "--data_folder mini" in message
+
+
+def test_only_what_is_missing_is_called_missing(audiocaps_tree, load):
+    (audiocaps_tree / "AUDIOCAPS" / "csv_files_v1" / "val.csv").unlink()
+    with pytest.raises(FileNotFoundError, match=r"val\.csv   \(missing\)") as caught:
+        load("audiocaps", "val")
+    assert "(folder missing)" not in str(caught.value)
+
+
+def test_a_split_without_audio_is_empty(audiocaps_tree, load):
+    for path in (audiocaps_tree / "AUDIOCAPS/audio_32000Hz/val").iterdir():
+        path.unlink()
+    with pytest.raises(ValueError, match="The val split of audiocaps is empty"):
+        load("audiocaps", "val")
+
+
+@pytest.mark.parametrize(
+    "corpus, table",
+    [
+        ("audiocaps", "AUDIOCAPS/csv_files_v1/test.csv"),
+        ("clotho", "CLOTHO_v2.1/clotho_csv_files/clotho_captions_evaluation.csv"),
+    ],
+)
+def test_a_split_without_rows_is_empty(
+    audiocaps_tree, clotho_tree, load, corpus, table
+):
+    edit(clotho_tree / table, lambda rows: rows.__delitem__(slice(1, None)))
+    with pytest.raises(ValueError, match=f"The test split of {corpus} is empty"):
+        load(corpus, "test")
+
+
+@pytest.mark.parametrize(
+    "corpus, table",
+    [
+        ("audiocaps", "AUDIOCAPS/csv_files_v1/test.csv"),
+        ("clotho", "CLOTHO_v2.1/clotho_csv_files/clotho_captions_evaluation.csv"),
+    ],
+)
+def test_an_unreadable_table_is_named(audiocaps_tree, clotho_tree, load, corpus, table):
+    edit(clotho_tree / table, lambda rows: rows[0].__setitem__(-1, "speech"))
+    with pytest.raises(ValueError, match="cannot be read as captions") as caught:
+        load(corpus, "test")
+    assert table in str(caught.value)
+
+
+def test_unknown_names_are_refused(load):
+    with pytest.raises(ValueError, match="No corpus 'macs'; choose one of audiocaps"):
+        load("macs", "train")
+    with pytest.raises(ValueError, match="No split 'eval'; choose one of train"):
+        load("clotho", "eval")
+
+
+# Real recordings
+
+
+@pytest.mark.parametrize("corpus, clips", [("audiocaps", 13), ("clotho", 12)])
+def test_real_clips(reference_folder, load, caplog, corpus, clips):
+    caplog.set_level(logging.WARNING)
+    found = load(corpus, "test", folder=reference_folder / "real_clips", strict=True)
+    assert len(found.clips) == clips
+    assert {len(clip.captions) for clip in found.clips} == {5}
+    assert not caplog.records

@@ -1,0 +1,467 @@
+import pickle
+import shutil
+import sys
+import types
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
+from transformers import ClapModel
+
+from dlink_plugin.encoders import (
+    BadAudio,
+    ClapEncoder,
+    LaionClapEncoder,
+    load_audio,
+    load_encoder,
+    windows,
+)
+
+from .conftest import SENTENCES
+
+RATE = 16000  # of the tiny CLAP, whose window is 2 s
+
+
+def tone(seconds, frequency=440.0, rate=RATE):
+    time = torch.arange(round(seconds * rate)) / rate
+    return (0.3 * torch.sin(2 * torch.pi * frequency * time)).float()
+
+
+@pytest.fixture
+def clips():
+    generator = torch.Generator().manual_seed(0)
+    lengths = (0.4, 2.0, 2.05, 3.1, 5.0)
+    return [
+        tone(seconds, 200 * (i + 1))
+        + 0.05 * torch.randn(round(seconds * RATE), generator=generator)
+        for i, seconds in enumerate(lengths)
+    ]
+
+
+# Decoding
+
+
+def test_load_audio_mixes_to_mono_and_resamples(tmp_path):
+    time = np.arange(44100) / 44100
+    left = 0.5 * np.sin(2 * np.pi * 1000 * time)
+    soundfile.write(tmp_path / "a.wav", np.stack([left, 0 * left], axis=1), 44100)
+    waveform = load_audio(tmp_path / "a.wav", RATE)
+    assert waveform.dtype == torch.float32
+    assert waveform.shape == (RATE,)
+    expected = 0.25 * torch.sin(2 * torch.pi * 1000 * torch.arange(RATE) / RATE)
+    middle = slice(500, -500)  # the filter rings at the ends
+    assert (waveform - expected)[middle].abs().max() < 2e-3
+
+
+def test_load_audio_keeps_samples_at_the_same_rate(tmp_path):
+    # Longer than one decoding block.
+    samples = tone(9.0).numpy()
+    soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+    assert torch.equal(load_audio(tmp_path / "a.wav", RATE), torch.from_numpy(samples))
+
+
+def bad_file(folder, kind):
+    path = folder / f"{kind}.wav"
+    if kind == "text":
+        path = folder / "text.flac"
+        path.write_text("not audio at all")
+    elif kind == "empty file":
+        path.write_bytes(b"")
+    elif kind == "no samples":
+        soundfile.write(path, np.zeros(0), RATE)
+    elif kind == "silent":
+        soundfile.write(path, np.zeros(RATE), RATE)
+    elif kind == "canceling":
+        soundfile.write(
+            path, np.stack([tone(1), -tone(1)], axis=1), RATE, subtype="FLOAT"
+        )
+    elif kind == "nan":
+        soundfile.write(path, np.array([0.1, np.nan, 0.2]), RATE, subtype="FLOAT")
+    elif kind == "truncated":
+        path = folder / "truncated.flac"
+        soundfile.write(path, tone(1).numpy(), RATE)
+        path.write_bytes(path.read_bytes()[:-3000])
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        ("text", "undecodable"),
+        ("empty file", "undecodable"),
+        ("absent", "undecodable"),
+        ("truncated", "undecodable"),
+        ("no samples", "of zero length"),
+        ("silent", "silent"),
+        ("canceling", "silent"),
+        ("nan", "not finite"),
+    ],
+)
+def test_load_audio_names_a_bad_file_and_its_reason(tmp_path, kind, reason):
+    path = bad_file(tmp_path, kind)
+    with pytest.raises(BadAudio, match=reason) as caught:
+        load_audio(path, RATE)
+    assert str(path) in str(caught.value)
+    assert pickle.loads(pickle.dumps(caught.value)).reason == reason
+
+
+# Windows
+
+
+@pytest.mark.parametrize(
+    "samples, starts",
+    [
+        (7, [0]),
+        (10, [0]),
+        (11, [0]),  # a tail of 1 is dropped
+        (12, [0, 2]),  # a tail of 2 is not
+        (20, [0, 10]),
+        (21, [0, 10]),
+        (25, [0, 7, 15]),
+        (37, [0, 9, 18, 27]),
+    ],
+)
+def test_windows_are_evenly_spaced(samples, starts):
+    cut = windows(torch.arange(samples), length=10, min_tail=2)
+    assert [int(window[0]) for window in cut] == starts
+    assert {len(window) for window in cut} == {min(samples, 10)}
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 100)])
+def test_windows_refuse_what_is_no_waveform(shape):
+    with pytest.raises(ValueError, match="one row of samples"):
+        windows(torch.zeros(shape), 10, 1)
+
+
+# The transformers CLAP
+
+
+def test_embeddings_are_unit_vectors_that_tell_inputs_apart(tiny_clap, clips):
+    for rows in (tiny_clap.encode_audio(clips), tiny_clap.encode_text(SENTENCES)):
+        assert rows.shape[1] == tiny_clap.dim == 32
+        torch.testing.assert_close(rows.norm(dim=1), torch.ones(len(rows)))
+        assert torch.pdist(rows).min() > 0.01
+        assert not rows.requires_grad
+
+
+def test_a_long_clip_gives_the_same_vector_every_time(tiny_clap, clips):
+    torch.manual_seed(1)
+    np.random.seed(1)
+    once = tiny_clap.encode_audio(clips)
+    torch.manual_seed(2)
+    np.random.seed(2)
+    assert torch.equal(once, tiny_clap.encode_audio(clips))
+
+
+def test_a_long_clip_is_the_mean_of_its_windows(tiny_clap, clips):
+    clip = clips[4]  # 5 s: windows from 0, 1.5 and 3 s
+    starts = (0, 24000, 48000)
+    parts = tiny_clap.encode_audio([clip[start : start + 32000] for start in starts])
+    expected = normalize(parts.mean(0), dim=0)
+    assert torch.pdist(parts).min() > 1e-3
+    torch.testing.assert_close(
+        tiny_clap.encode_audio([clip])[0], expected, atol=1e-5, rtol=0
+    )
+
+
+def test_a_tail_under_a_tenth_of_a_second_is_dropped(tiny_clap, clips):
+    clip = clips[2]  # 2.05 s
+    torch.testing.assert_close(
+        tiny_clap.encode_audio([clip]), tiny_clap.encode_audio([clip[:32000]])
+    )
+    assert len(tiny_clap.prepare_audio(tone(2.09))) == 1
+    assert len(tiny_clap.prepare_audio(tone(2.1))) == 2
+
+
+def test_results_do_not_depend_on_batches(tiny_clap_folder, clips):
+    texts = [*SENTENCES, "x", "", "a very long caption, and on it goes " * 20]
+    together = ClapEncoder(tiny_clap_folder, batch_size=32)
+    alone = ClapEncoder(tiny_clap_folder, batch_size=1)
+    for rows, single in (
+        (together.encode_audio(clips), alone.encode_audio(clips)),
+        (together.encode_text(texts), alone.encode_text(texts)),
+        (
+            together.encode_text(texts),
+            torch.cat([together.encode_text([text]) for text in texts]),
+        ),
+    ):
+        torch.testing.assert_close(rows, single, atol=1e-5, rtol=0)
+
+
+def test_nothing_in_gives_nothing_out(tiny_clap):
+    assert tiny_clap.encode_audio([]).shape == (0, 32)
+    assert tiny_clap.encode_text([]).shape == (0, 32)
+
+
+def test_a_bare_sentence_is_refused(tiny_clap):
+    with pytest.raises(TypeError, match="list of sentences"):
+        tiny_clap.encode_text("a dog barks")
+
+
+def test_a_fusion_model_is_deterministic_too(make_clap, clips):
+    encoder = ClapEncoder(make_clap(fusion=True))
+    once = encoder.encode_audio(clips)
+    assert encoder.prepare_audio(clips[4]).shape == (3, 4, 101, 32)
+    assert torch.equal(once, encoder.encode_audio(clips))
+    alone = torch.cat([encoder.encode_audio([clip]) for clip in clips])
+    torch.testing.assert_close(once, alone, atol=1e-5, rtol=0)
+
+
+def test_the_front_end_travels_without_the_model(tiny_clap, clips):
+    packed = pickle.dumps(tiny_clap.front_end)
+    assert len(packed) < 300_000
+    features = pickle.loads(packed)(clips[4])
+    assert torch.equal(features, tiny_clap.prepare_audio(clips[4]))
+
+
+def test_half_precision_weights_run_in_single_precision(
+    tiny_clap_folder, tmp_path, clips
+):
+    shutil.copytree(tiny_clap_folder, tmp_path, dirs_exist_ok=True)
+    ClapModel.from_pretrained(tmp_path).half().save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored["audio_projection.linear1.weight"].dtype == torch.float16
+    encoder = ClapEncoder(tmp_path)
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+    full = ClapEncoder(tiny_clap_folder).encode_audio(clips)
+    assert (encoder.encode_audio(clips) * full).sum(1).min() > 0.999
+
+
+# Fingerprint
+
+
+def test_fingerprint_ignores_the_folder(tiny_clap_folder, tiny_clap, tmp_path):
+    shutil.copytree(tiny_clap_folder, tmp_path / "elsewhere")
+    moved = ClapEncoder(tmp_path / "elsewhere", batch_size=7)
+    moved.encode_text(["a", "bb"])
+    assert moved.fingerprint == tiny_clap.fingerprint
+    assert len(moved.fingerprint) == 64
+
+
+@pytest.mark.parametrize("what", ["weight", "windows", "features", "tokens"])
+def test_fingerprint_tells_encoders_apart(tiny_clap_folder, tiny_clap, tmp_path, what):
+    shutil.copytree(tiny_clap_folder, tmp_path, dirs_exist_ok=True)
+    options = {}
+    if what == "weight":
+        weights = load_file(tmp_path / "model.safetensors")
+        weights["audio_projection.linear1.bias"][0] += 1e-3
+        save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    elif what == "windows":
+        options = {"min_tail_s": 0.2}
+    elif what == "features":
+        replace_in(tmp_path / "preprocessor_config.json", "8000", "7000")
+    elif what == "tokens":
+        replace_in(tmp_path / "tokenizer_config.json", "64", "20")
+    assert ClapEncoder(tmp_path, **options).fingerprint != tiny_clap.fingerprint
+
+
+def replace_in(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+# Frozen
+
+
+def test_train_leaves_it_in_eval_mode(tiny_clap_folder):
+    encoder = ClapEncoder(tiny_clap_folder)
+    encoder.train()
+    torch.nn.ModuleList([encoder]).train()
+    assert not any(module.training for module in encoder.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_a_brain_that_holds_it_leaves_it_alone(tiny_clap_folder, clips):
+    import speechbrain
+
+    encoder = ClapEncoder(tiny_clap_folder)
+    before = encoder.encode_audio(clips)
+
+    class Brain(speechbrain.Brain):
+        def compute_forward(self, batch, stage):
+            assert not any(m.training for m in self.modules.encoder.modules())
+            return self.modules.head(self.modules.encoder.encode_audio(clips))
+
+        def compute_objectives(self, predictions, batch, stage):
+            return predictions.square().mean()
+
+    head = torch.nn.Linear(32, 2)
+    start = head.weight.detach().clone()
+    brain = Brain(
+        {"encoder": encoder, "head": head},
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.1, weight_decay=0.1),
+        run_opts={"device": "cpu", "noprogressbar": True},
+    )
+    brain.fit(range(1), torch.utils.data.DataLoader([0, 0]), None)
+    assert not torch.equal(head.weight, start)
+    assert all(parameter.grad is None for parameter in encoder.parameters())
+    assert torch.equal(encoder.encode_audio(clips), before)
+
+
+# What a user may get wrong
+
+
+@pytest.mark.parametrize("name", ["no/such folder", "nobody/no-such-clap"])
+def test_a_missing_clap_is_named(name):
+    with pytest.raises(OSError, match="No complete CLAP at") as caught:
+        ClapEncoder(name)
+    assert name in str(caught.value)
+    assert "mini" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "file", ["config.json", "model.safetensors", "preprocessor_config.json", "token"]
+)
+def test_an_incomplete_folder_is_named(tiny_clap_folder, tmp_path, file):
+    shutil.copytree(tiny_clap_folder, tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob(f"{file}*"):
+        path.unlink()
+    with pytest.raises(OSError, match=f"No complete CLAP at {tmp_path}"):
+        ClapEncoder(tmp_path)
+
+
+def test_pickled_weights_in_a_folder_are_not_read(tiny_clap_folder, tmp_path):
+    shutil.copytree(tiny_clap_folder, tmp_path, dirs_exist_ok=True)
+    torch.save(
+        load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin"
+    )
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(OSError, match="model.safetensors"):
+        ClapEncoder(tmp_path)
+
+
+def test_damaged_weights_are_named(tiny_clap_folder, tmp_path):
+    shutil.copytree(tiny_clap_folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").write_bytes(b"\x00" * 100)
+    with pytest.raises(OSError, match=str(tmp_path)):
+        ClapEncoder(tmp_path)
+
+
+def test_missing_tensors_are_refused(tiny_clap_folder, tmp_path):
+    shutil.copytree(tiny_clap_folder, tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["text_projection.linear1.weight"]
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="text_projection.linear1.weight"):
+        ClapEncoder(tmp_path)
+
+
+def test_another_kind_of_model_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="is a gpt2 model; name a CLAP"):
+        ClapEncoder(tmp_path)
+
+
+def test_windows_that_do_not_fit_the_model_are_refused(tiny_clap_folder, tmp_path):
+    shutil.copytree(tiny_clap_folder, tmp_path, dirs_exist_ok=True)
+    replace_in(
+        tmp_path / "preprocessor_config.json", '"hop_length": 320', '"hop_length": 160'
+    )
+    with pytest.raises(ValueError, match="201 frames and 32 mel bands"):
+        ClapEncoder(tmp_path)
+
+
+# The checkpoints of laion_clap
+
+
+class StubModule(torch.nn.Module):
+    """As laion_clap.CLAP_Module: random crops, embeddings that carry a gradient."""
+
+    def __init__(self, enable_fusion=False, device=None, amodel="HTSAT-tiny"):
+        super().__init__()
+        assert device == "cpu"
+        generator = torch.Generator().manual_seed(0)
+        self.amodel = amodel
+        self.weight = torch.nn.Parameter(torch.randn(480, 8, generator=generator))
+        self.dropout = torch.nn.Dropout(0.5)
+
+    def load_ckpt(self, ckpt, verbose=True):
+        loaded = torch.load(ckpt, weights_only=True)
+        if loaded["amodel"] != self.amodel:
+            raise RuntimeError("size mismatch for patch_embed")
+        with torch.no_grad():
+            self.weight += loaded["shift"]
+
+    def get_audio_embedding_from_data(self, x, use_tensor=False):
+        assert use_tensor
+        assert x.shape[1:] == (480_000,)  # whole windows: nothing to crop at random
+        assert torch.equal((x * 32767).round() / 32767, x)  # 16-bit samples
+        frames = self.dropout(x.reshape(len(x), -1, 480).abs().mean(1))
+        return normalize(frames @ self.weight, dim=-1)
+
+    def get_text_embedding(self, x, use_tensor=False):
+        assert use_tensor and isinstance(x, list)
+        counts = torch.tensor([[text.count(c) for c in "abcdefgh"] for text in x])
+        return normalize(counts.float() @ self.weight[:8] + 0.1, dim=-1)
+
+
+@pytest.fixture
+def checkpoint(tmp_path, monkeypatch):
+    stub = types.ModuleType("laion_clap")
+    stub.CLAP_Module = StubModule
+    monkeypatch.setitem(sys.modules, "laion_clap", stub)
+    path = tmp_path / "630k-audioset-best.pt"
+    torch.save({"amodel": "HTSAT-tiny", "shift": 0.5}, path)
+    return path
+
+
+def test_laion_clap_keeps_the_contract(checkpoint):
+    encoder = load_encoder(checkpoint)
+    assert isinstance(encoder, LaionClapEncoder)
+    assert (encoder.dim, encoder.sample_rate) == (8, 48000)
+    encoder.train()
+    clips = [tone(seconds, 300 * seconds, 48000) for seconds in (1, 10, 10.05, 23)]
+    assert [len(encoder.prepare_audio(clip)) for clip in clips] == [1, 1, 1, 3]
+    audio = encoder.encode_audio(clips)
+    assert not audio.requires_grad
+    assert torch.equal(audio, encoder.encode_audio(clips))
+    torch.testing.assert_close(audio.norm(dim=1), torch.ones(4))
+    text = encoder.encode_text(["a dog barks", "rain", "bees"])
+    torch.testing.assert_close(text.norm(dim=1), torch.ones(3))
+    assert not text.requires_grad
+
+
+def test_laion_clap_repeats_a_short_clip_to_fill_the_window(checkpoint):
+    encoder = LaionClapEncoder(checkpoint)
+    clip = torch.tensor([0.5, -0.25, 2.0]).repeat(70_000)  # 2.0 is clipped
+    window = encoder.prepare_audio(clip)[0]
+    expected = torch.tensor([0.5, -0.25, 1.0]).repeat(140_000)
+    torch.testing.assert_close(window[:420_000], expected, atol=1 / 32767, rtol=0)
+    assert not window[420_000:].any()
+
+
+def test_laion_clap_fingerprint_follows_the_checkpoint(checkpoint, tmp_path):
+    torch.save({"amodel": "HTSAT-tiny", "shift": 0.25}, tmp_path / "other.ckpt")
+    prints = {
+        load_encoder(checkpoint).fingerprint,
+        load_encoder(checkpoint, min_tail_s=0.5).fingerprint,
+        load_encoder(tmp_path / "other.ckpt").fingerprint,
+    }
+    assert len(prints) == 3
+    assert load_encoder(str(checkpoint)).fingerprint in prints
+
+
+def test_laion_clap_names_a_checkpoint_that_does_not_fit(checkpoint):
+    with pytest.raises(ValueError, match="does not fit laion_clap's HTSAT-base"):
+        LaionClapEncoder(checkpoint, amodel="HTSAT-base")
+
+
+def test_laion_clap_checkpoint_must_exist(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing.pt; download"):
+        load_encoder(tmp_path / "missing.pt")
+
+
+def test_laion_clap_must_be_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "laion_clap", None)
+    (tmp_path / "a.pt").touch()
+    with pytest.raises(ImportError, match=r"pip install 'dlink-plugin\[clap\]'"):
+        load_encoder(tmp_path / "a.pt")
+
+
+def test_everything_else_is_a_transformers_clap(tiny_clap_folder, tiny_clap):
+    encoder = load_encoder(str(tiny_clap_folder), min_tail_s=0.1)
+    assert encoder.fingerprint == tiny_clap.fingerprint

@@ -1,0 +1,143 @@
+import json
+import math
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from dlink_plugin import report
+from dlink_plugin.gap import modality_gap
+
+
+@pytest.fixture
+def writer(tmp_path):
+    with SummaryWriter(tmp_path) as writer:
+        yield writer
+
+
+def events(folder):
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    return accumulator
+
+
+# Table
+
+
+def test_the_table_has_a_row_for_each_system_in_order():
+    generator = torch.Generator().manual_seed(0)
+    audio, text = torch.randn(2, 20, 8, generator=generator)
+    gaps = {"none": modality_gap(audio, text), "ceiling": modality_gap(text, text)}
+    heads, line, *rows = report.gap_table(gaps).splitlines()
+    columns = [cell.strip() for cell in heads.strip("|").split("|")]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert set(line) == set("|- ") and line.count("|") == heads.count("|")
+    assert [row[0] for row in cells] == ["none", "ceiling"]
+    for name, row in zip(gaps, cells, strict=True):
+        shown = dict(zip(columns, row, strict=True))
+        assert shown.pop("bridge") == name
+        assert shown == {key: f"{gaps[name][key]:.3f}" for key in shown}
+    assert {"relative_modality_gap", "centroid_distance"} <= set(columns)
+    assert {"linear_separability", "topology_error"} <= set(columns)
+
+
+# JSON
+
+
+def test_json_is_read_back_and_nothing_else_is_left(tmp_path):
+    content = {"clips": 3, "none": {"recall@1_audio_to_text": 0.1}, "é": [1, None]}
+    report.write_json(tmp_path / "gap.json", content)
+    assert json.loads((tmp_path / "gap.json").read_text("utf-8")) == content
+    report.write_json(str(tmp_path / "gap.json"), {})
+    assert json.loads((tmp_path / "gap.json").read_text("utf-8")) == {}
+    assert [path.name for path in tmp_path.iterdir()] == ["gap.json"]
+
+
+@pytest.mark.parametrize("problem", ["content", "disk"])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, problem):
+    path = tmp_path / "gap.json"
+    report.write_json(path, {"old": 1})
+    content = {"new": object()} if problem == "content" else {"new": 2}
+
+    def torn(self, text, **options):
+        with open(self, "w") as file:
+            file.write(text[:3])
+        raise OSError("no space left")
+
+    if problem == "disk":
+        monkeypatch.setattr(type(path), "write_text", torn)
+    with pytest.raises((TypeError, OSError)):
+        report.write_json(path, content)
+    assert json.loads(path.read_text("utf-8")) == {"old": 1}
+
+
+# TensorBoard
+
+
+def test_figures_are_saved_and_shown(tmp_path, writer):
+    figure = Figure(figsize=(2, 1))
+    figure.add_subplot().plot([1, 2])
+    report.save_figures(tmp_path, {"sweep": figure, "cosines": figure}, writer, 12)
+    writer.flush()
+    for name in ("sweep", "cosines"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        (image,) = events(tmp_path).Images(f"figures/{name}")
+        assert image.step == 12 and image.width > image.height > 0
+
+
+def test_embeddings_are_labeled_by_kind_and_caption(tmp_path, writer):
+    captions = ["a dog\tbarks", "rain\nfalls ", "a bell rings"]
+    spaces = {"audio": torch.eye(3), "text": 2 * torch.eye(3)}
+    report.log_embeddings(writer, 7, captions, spaces)
+    (metadata,) = tmp_path.rglob("metadata.tsv")
+    rows = [line.split("\t") for line in metadata.read_text().splitlines() if line]
+    said = ["a dog barks", "rain falls", "a bell rings"]
+    labels = [[kind, caption] for kind in spaces for caption in said]
+    assert rows == [["kind", "caption"], *labels]
+    (tensors,) = tmp_path.rglob("tensors.tsv")
+    values = [list(map(float, row.split())) for row in tensors.read_text().splitlines()]
+    assert values == torch.cat(list(spaces.values())).tolist()
+    config = (tmp_path / "projector_config.pbtxt").read_text()
+    assert "embeddings" in config and metadata.parent.parent.name == "00007"
+
+
+def test_only_the_first_clips_are_projected(tmp_path, writer, monkeypatch):
+    monkeypatch.setattr(report, "_PROJECTED_CLIPS", 2)
+    spaces = {"audio": torch.eye(5), "text": -torch.eye(5)}
+    report.log_embeddings(writer, 0, list("abcde"), spaces)
+    (tensors,) = tmp_path.rglob("tensors.tsv")
+    rows = [list(map(float, row.split())) for row in tensors.read_text().splitlines()]
+    assert rows == [*torch.eye(5)[:2].tolist(), *(-torch.eye(5))[:2].tolist()]
+
+
+def test_the_end_of_a_run_is_read_back(tmp_path, writer):
+    writer.add_scalar("train/loss", 0.5, 3)
+    hparams = {
+        **{"seed": 1234, "lr": 0.001, "clap": "mini", "strict": False},
+        **{"start_steps": [0, 50], "opt_class": torch.optim.AdamW, "nothing": None},
+    }
+    metrics = {"relative_modality_gap": 0.25, "paired_cosine": 0.75}
+    report.log_run(writer, 90, hparams, metrics, {"result": "| a |\n|---|"})
+    found = events(tmp_path)
+    scalars = {tag: found.Scalars(tag) for tag in found.Tags()["scalars"]}
+    finals = {f"test/{name}" for name in metrics}
+    assert set(scalars) == {"train/loss", *finals}
+    for name, value in metrics.items():
+        (event,) = scalars[f"test/{name}"]
+        assert event.step == 90 and math.isclose(event.value, value)
+    (text,) = found.Tensors("run/result/text_summary")
+    assert text.step == 90 and text.tensor_proto.string_val == [b"| a |\n|---|"]
+    content = found.PluginTagToContent("hparams")
+    start = content["_hparams_/session_start_info"]
+    assert all(name.encode() in start for name in ("seed", "lr", "clap", "strict"))
+    assert not any(name in start for name in (b"start_steps", b"opt_class", b"nothing"))
+    assert all(tag.encode() in content["_hparams_/experiment"] for tag in finals)
+
+
+def test_the_run_stays_one_run_in_tensorboard(tmp_path, writer):
+    """add_hparams opens a second writer: its events belong to this very folder."""
+    report.log_run(writer, 1, {"seed": 1}, {"gap": 1.0}, {})
+    folders = {path.parent for path in tmp_path.rglob("events.*")}
+    assert folders == {tmp_path}
