@@ -11,7 +11,6 @@ import dlink_plugin.compat  # noqa: F401
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataloader import SaveableDataLoader
-from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import get_rank, if_main_process
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.tensorboard import SummaryWriter
 
 from .bridges import Bridge
+from .checkpoints import AtomicCheckpointer
 from .gap import modality_gap
 from .judge import cross
 from .pairs import ClipBatches, Pairs, seeded
@@ -88,7 +88,7 @@ class BridgeBrain(sb.Brain):
             hparams["opt_class"],
             hparams,
             run_opts,
-            Checkpointer(Path(folder) / "save", recoverables),
+            AtomicCheckpointer(Path(folder) / "save", recoverables),
         )
         # Outside `modules`, so that it is neither optimized nor wrapped: moved and put
         # into eval mode by hand.

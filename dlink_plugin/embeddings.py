@@ -29,8 +29,9 @@ from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from .audio import BadAudio, load_audio
 from .corpora import Clip, Corpus, load_corpus
-from .encoders import BadAudio, FrontEnd, FrozenEncoder, load_audio, load_encoder
+from .encoders import FrontEnd, FrozenEncoder, load_encoder
 from .mini.corpus import prepare
 from .pairs import Pairs
 
@@ -221,7 +222,7 @@ def embed_splits(
     if data_folder == "mini":  # one process writes it, the others wait
         run_on_main(prepare, [hparams["corpus"], cache])
     # Trees of one name may differ, so each data folder has a cache of its own.
-    home = _digest(str(Path(data_folder).resolve()))[:8]
+    home = _digest(str(Path(data_folder).expanduser().resolve()))[:8]
     home = cache / "embeddings" / ("mini" if data_folder == "mini" else home)
     return {
         split: embed_corpus(

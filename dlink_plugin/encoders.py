@@ -15,9 +15,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import soundfile
-import soxr
 import torch
 from safetensors import SafetensorError
 from torch.nn.functional import normalize
@@ -28,141 +25,15 @@ from transformers import (
     PretrainedConfig,
 )
 
+from .audio import windows
+
 MINI_CLAP = Path(__file__).parent / "mini" / "clap"
-SILENCE = 1e-6  # peak amplitude, full scale being 1
-BLOCK = 1 << 16  # samples decoded at a time
 CHECKPOINTS = (".pt", ".ckpt", ".pth")
 # What the features of one window depend on in a ClapFeatureExtractor.
 FEATURE_SETTINGS = (
     *("feature_size", "fft_window_size", "hop_length"),
     *("frequency_min", "frequency_max", "padding"),
 )
-
-
-class BadAudio(ValueError):
-    """An audio file that cannot be embedded.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file.
-    reason : str
-        What it is: "undecodable", "silent", ...
-    detail : str
-        What the decoder says.
-
-    Example
-    -------
-    >>> print(BadAudio("rain.wav", "silent"))
-    rain.wav is silent; replace the file or remove it.
-    """
-
-    def __init__(self, path: str | Path, reason: str, detail: str = ""):
-        super().__init__(path, reason, detail)
-        self.reason = reason
-
-    def __str__(self) -> str:
-        path, reason, detail = self.args
-        detail = f" ({detail})" if detail else ""
-        return f"{path} is {reason}{detail}; replace the file or remove it."
-
-
-def load_audio(path: str | Path, sample_rate: int) -> torch.Tensor:
-    """Decode a file of any rate and number of channels.
-
-    Arguments
-    ---------
-    path : str or Path
-        Whatever libsndfile reads: flac, wav, ogg, mp3, ...
-    sample_rate : int
-        Wanted rate in hertz. Other rates are resampled (soxr, quality "HQ").
-
-    Returns
-    -------
-    waveform : torch.Tensor
-        Mono float32 samples, shape (T,); the mean over the channels.
-
-    Raises
-    ------
-    BadAudio
-        If the file is undecodable, of zero length, silent or not finite.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "tone.wav"
-    >>> tone = np.sin(2 * np.pi * 440 * np.arange(8000) / 8000)
-    >>> soundfile.write(path, np.stack([tone, tone], axis=1), 8000)
-    >>> load_audio(path, 16000).shape
-    torch.Size([16000])
-    """
-    try:
-        samples, rate = _decode(path)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise BadAudio(path, "undecodable", str(error)) from error
-    if not len(samples):
-        raise BadAudio(path, "of zero length")
-    if not np.isfinite(samples).all():
-        raise BadAudio(path, "not finite", "some samples are NaN or infinite")
-    if np.abs(samples).max() < SILENCE:
-        raise BadAudio(path, "silent")
-    samples = soxr.resample(samples, rate, sample_rate, quality="HQ")
-    if not len(samples):
-        raise BadAudio(path, "of zero length", f"at {sample_rate} Hz")
-    return torch.from_numpy(samples)
-
-
-def _decode(path: str | Path) -> tuple[np.ndarray, int]:
-    # Block by block: a damaged header may promise more samples than memory holds.
-    blocks = [np.empty(0, dtype=np.float32)]
-    with soundfile.SoundFile(str(path)) as file:
-        while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
-            blocks.append(block.mean(axis=1))
-        return np.concatenate(blocks), file.samplerate
-
-
-def windows(waveform: torch.Tensor, length: int, min_tail: int) -> list[torch.Tensor]:
-    """Cut a clip into evenly spaced windows that cover it from end to end.
-
-    Arguments
-    ---------
-    waveform : torch.Tensor
-        Samples, shape (T,).
-    length : int
-        Samples in a window. A clip of at most this length is one window, as it is.
-    min_tail : int
-        A remainder of fewer samples than this beyond whole windows is dropped.
-
-    Returns
-    -------
-    windows : list of torch.Tensor
-        As few windows as cover the clip; neighbors overlap by equal amounts.
-
-    Raises
-    ------
-    ValueError
-        If the waveform is empty or not one-dimensional.
-
-    Example
-    -------
-    >>> [w.tolist() for w in windows(torch.arange(7), length=4, min_tail=2)]
-    [[0, 1, 2, 3], [3, 4, 5, 6]]
-    >>> [w.tolist() for w in windows(torch.arange(5), length=4, min_tail=2)]
-    [[0, 1, 2, 3]]
-    """
-    if waveform.ndim != 1 or not len(waveform):
-        shape = tuple(waveform.shape)
-        raise ValueError(
-            f"A waveform is one row of samples; this one has shape {shape}."
-        )
-    whole, tail = divmod(len(waveform), length)
-    if whole and tail < min_tail:
-        waveform, tail = waveform[: whole * length], 0
-    count = whole + (tail > 0)
-    if count == 1:
-        return [waveform]
-    spare = len(waveform) - length
-    starts = [i * spare // (count - 1) for i in range(count)]
-    return [waveform[start : start + length] for start in starts]
 
 
 @dataclass(frozen=True)

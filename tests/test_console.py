@@ -119,7 +119,6 @@ def test_a_key_that_a_recipe_needs_is_named(tmp_path):
         _ = hparams["start_steps"]
 
 
-
 @pytest.mark.parametrize(
     "error", [TypeError, RuntimeError, AttributeError, KeyboardInterrupt, MemoryError]
 )

@@ -10,9 +10,10 @@ import pytest
 import soundfile
 import torch
 
+from dlink_plugin.audio import BadAudio
 from dlink_plugin.corpora import Clip, Corpus, load_corpus
 from dlink_plugin.embeddings import embed_corpus
-from dlink_plugin.encoders import BadAudio, FrontEnd, FrozenEncoder
+from dlink_plugin.encoders import FrontEnd, FrozenEncoder
 
 from .conftest import write_clip
 
