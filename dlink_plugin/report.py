@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +13,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["gap_table", "log_embeddings", "log_run", "save_figures", "write_json"]
+__all__ = [
+    "gap_table",
+    "log_embeddings",
+    "log_run",
+    "over_seeds",
+    "save_figures",
+    "seeds_table",
+    "write_json",
+]
 
 _SHOWN = (
     "paired_cosine",
@@ -46,6 +56,66 @@ def gap_table(systems: Mapping[str, Mapping[str, float]]) -> str:
     lines = [heads, ["---"] * len(heads)]
     for name, criteria in systems.items():
         lines.append([name, *(f"{criteria[key]:.3f}" for key in _SHOWN)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def over_seeds(files: Sequence[str | Path]) -> dict:
+    """Mean and standard deviation of several runs' gap.json.
+
+    Arguments
+    ---------
+    files : sequence of str or Path
+        One gap.json for each seed; two or more, on the same clips.
+
+    Returns
+    -------
+    summary : dict
+        "data", "clips", "captions", "runs", and for each row of the table its criteria
+        as ``{"mean": float, "std": float}`` (std with n - 1).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than two files, or they are not about the same clips.
+    """
+    runs = [json.loads(Path(file).read_text(encoding="utf-8")) for file in files]
+    if len(runs) < 2 or len({(run["data"], run["clips"]) for run in runs}) > 1:
+        raise ValueError(
+            f"{len(runs)} files of different data or clips have no common mean; give "
+            "the gap.json of two or more seeds of one experiment."
+        )
+    summary = {key: runs[0][key] for key in ("data", "clips", "captions")}
+    summary["runs"] = len(runs)
+    for name, row in runs[0].items():
+        if isinstance(row, dict) and row.keys() == runs[0]["none"].keys():
+            summary[name] = {
+                criterion: _mean_and_std([run[name][criterion] for run in runs])
+                for criterion in row
+            }
+    return summary
+
+
+def _mean_and_std(values: list[float]) -> dict[str, float]:
+    return {"mean": statistics.mean(values), "std": statistics.stdev(values)}
+
+
+def seeds_table(summary: Mapping) -> str:
+    """A Markdown table of ``over_seeds``: all criteria, mean and standard deviation.
+
+    Arguments
+    ---------
+    summary : mapping
+        From ``over_seeds``.
+
+    Returns
+    -------
+    text : str
+    """
+    rows = {name: row for name, row in summary.items() if isinstance(row, dict)}
+    lines = [["criterion", *rows], ["---"] * (len(rows) + 1)]
+    for criterion in next(iter(rows.values())):
+        cells = [row[criterion] for row in rows.values()]
+        lines.append([criterion, *(f"{c['mean']:.3f} ± {c['std']:.3f}" for c in cells)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -144,3 +214,8 @@ def log_run(
     finals = {f"test/{name}": value for name, value in metrics.items()}
     writer.add_hparams(plain, finals, run_name=".", global_step=step)
     writer.flush()
+
+
+if __name__ == "__main__":  # python -m dlink_plugin.report SUMMARY GAP_JSON...
+    write_json(sys.argv[1], over_seeds(sys.argv[2:]))
+    print(seeds_table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

@@ -141,3 +141,32 @@ def test_the_run_stays_one_run_in_tensorboard(tmp_path, writer):
     report.log_run(writer, 1, {"seed": 1}, {"gap": 1.0}, {})
     folders = {path.parent for path in tmp_path.rglob("events.*")}
     assert folders == {tmp_path}
+
+
+# Over seeds
+
+
+def write_run(path, cosine, clips=3):
+    row = {"paired_cosine": cosine, "topology_error": 0.5}
+    content = {"data": "toy", "clips": clips, "captions": 9, "none": row}
+    content["bridged_minus_none"] = {"paired_cosine": [0.1, 0.0, 0.2]}
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_several_seeds_give_mean_and_standard_deviation(tmp_path):
+    values = enumerate((0.1, 0.2, 0.6))
+    files = [write_run(tmp_path / f"{i}.json", value) for i, value in values]
+    summary = report.over_seeds(files)
+    assert summary["runs"] == 3 and summary["clips"] == 3
+    assert "bridged_minus_none" not in summary
+    assert summary["none"]["paired_cosine"]["mean"] == pytest.approx(0.3)
+    assert summary["none"]["paired_cosine"]["std"] == pytest.approx(math.sqrt(0.07))
+    assert "| paired_cosine | 0.300 ± 0.265 |" in report.seeds_table(summary)
+
+
+@pytest.mark.parametrize("clips", [(3,), (3, 4), ()])
+def test_runs_without_a_common_mean_are_refused(tmp_path, clips):
+    files = [write_run(tmp_path / f"{i}.json", 0.1, n) for i, n in enumerate(clips)]
+    with pytest.raises(ValueError, match="gap.json of two or more seeds"):
+        report.over_seeds(files)
