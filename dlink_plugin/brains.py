@@ -95,6 +95,7 @@ class BridgeBrain(sb.Brain):
         self.bridge, self.ema = bridge, ema.to(self.device).eval()
         self.tensorboard = Path(folder) / "tensorboard"
         self.writer = None
+        self.raw_gap = None  # of the validation clips, the same in every epoch
 
     @property
     def averaged(self) -> Bridge:
@@ -197,18 +198,17 @@ class BridgeBrain(sb.Brain):
         if stage != sb.Stage.VALID:
             return
         audio, text = (torch.cat(side) for side in zip(*self.seen, strict=True))
-        bridged = cross(self.averaged, audio, self.hparams.seed)
-        gaps = {
-            "none": modality_gap(audio, text, seed=self.hparams.seed),
-            self.bridge.name: modality_gap(bridged, text, seed=self.hparams.seed),
-        }
+        seed = self.hparams.seed
+        if self.raw_gap is None:
+            self.raw_gap = modality_gap(audio, text, seed=seed)
+        chosen = modality_gap(cross(self.averaged, audio, seed), text, seed=seed)
+        gaps = {"none": self.raw_gap, self.bridge.name: chosen}
         if self.writer:
             self.writer.add_scalar("valid/loss", stage_loss, self.optimizer_step)
             for name, gap in gaps.items():
                 for criterion, value in gap.items():
                     tag = f"gap_{name}/{criterion}"
                     self.writer.add_scalar(tag, value, self.optimizer_step)
-        chosen = gaps[self.bridge.name]
         self.hparams.train_logger.log_stats({"epoch": epoch}, valid_stats=chosen)
         self.checkpointer.save_and_keep_only(
             meta={"epoch": epoch, BEST: chosen[BEST]},

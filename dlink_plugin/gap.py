@@ -302,7 +302,8 @@ def linear_separability(audio: np.ndarray, text: np.ndarray, seed: int = 0) -> f
     order = np.random.default_rng(seed).permutation(len(audio))[:_SEPARABILITY_CLIPS]
     # x sqrt(d): coordinates of mean square 1, so that one grid of C suits every d.
     pairs = np.stack([audio, text], axis=1)[order] * np.sqrt(audio.shape[1])
-    return _accuracy(pairs, folds=5, choose=_best_inverse_penalty)
+    # As exact as float32 knows them: rounding errors must not tell equals apart.
+    return _accuracy(np.round(pairs, 6), folds=5, choose=_best_inverse_penalty)
 
 
 def _accuracy(
@@ -316,10 +317,13 @@ def _accuracy(
     right = 0.0
     for held_out in range(folds):
         train, test = pairs[fold != held_out], pairs[fold == held_out]
-        # Centered, as lbfgs stops short of a distant intercept when clips are few.
+        # Centered, so that no solver has to walk to a distant intercept. Newton's few
+        # exact steps beat lbfgs's thousand rough ones where the clouds overlap.
         center = train.mean((0, 1))
         train, test = train - center, test - center
-        model = LogisticRegression(C=choose(train), tol=1e-3, max_iter=1000)
+        model = LogisticRegression(
+            C=choose(train), solver="newton-cholesky", tol=1e-3, max_iter=1000
+        )
         right += model.fit(*_labeled(train)).score(*_labeled(test)) * len(test)
     return right / len(pairs)
 
