@@ -7,7 +7,7 @@ import shutil
 import dlink_plugin.compat  # noqa: F401
 
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
 __all__ = ["AtomicCheckpointer"]
 
@@ -48,11 +48,12 @@ class AtomicCheckpointer(Checkpointer):
             saved = super().save_checkpoint(meta or {}, end_of_epoch, name, **options)
         finally:
             self.checkpoints_dir = final
-        if saved is None:  # not the main process
-            return None
-        saved.path.rename(path)
-        files = {key: path / file.name for key, file in saved.paramfiles.items()}
-        return Checkpoint(path, saved.meta, files)
+        if saved is not None:  # the main process
+            saved.path.rename(path)
+            files = {key: path / file.name for key, file in saved.paramfiles.items()}
+            saved = Checkpoint(path, saved.meta, files)
+        ddp_barrier()  # what to delete next, every process reads from the folder
+        return saved
 
     def list_checkpoints(self):
         """See ``Checkpointer.list_checkpoints``; incomplete ones are left out."""
