@@ -31,7 +31,9 @@ INSTALL_REQUIRES = [
 EXTRAS_REQUIRE = {
     "test": ["pytest>=8", "ruff>=0.17,<0.18", "psutil>=5.9"],  # a newer ruff reformats
     "clap": ["laion-clap>=1.1.7,<2", "torchvision"],  # 2 is not written yet
-    "meteor": ["pycocoevalcap==1.2"],  # its jars are laid out by hand, release by release
+    "meteor": [
+        "pycocoevalcap==1.2"
+    ],  # its jars are laid out by hand, release by release
     "demo": ["gradio>=5,<6.18"],  # 6.18 wants a newer huggingface_hub
 }
 

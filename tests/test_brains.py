@@ -50,7 +50,7 @@ def hparams(tmp_path):
     }
 
 
-OPTIONS = RunOptions(device="cpu", noprogressbar=True)
+OPTIONS = RunOptions.from_dictionary({"device": "cpu", "noprogressbar": True})
 
 
 def run(hparams, train, valid, folder):

@@ -93,7 +93,7 @@ def recipe_loop(pairs, folder):
     brain = StopwatchBrain(
         DiffusionLink(pairs.audio.shape[1]),
         {**HPARAMS, "train_logger": logger},
-        RunOptions(device="cpu", noprogressbar=True),
+        RunOptions.from_dictionary({"device": "cpu", "noprogressbar": True}),
         folder,
     )
     brain.fit(brain.epoch_counter, pairs)
