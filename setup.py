@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 INSTALL_REQUIRES = [
     "torch>=2.7.1,<2.14",  # 2.14 has no CPU wheel that the packages below were run with
     "torchaudio>=2.7.1,<2.12",  # 2.11 is the last release that compat.py was run with
-    "speechbrain>=1.1.2,<1.2",  # the Brain and checkpoint hooks we use move between minors
+    "speechbrain>=1.1.2,<1.2",  # Brain and checkpoint hooks move with minors
     "hyperpyyaml>=1.2.3,<2",  # 1.2.3 keeps out the ruamel.yaml that breaks every load
     "transformers>=4.57,<5",  # msclap, which aac-metrics needs, stops at 5
     "huggingface_hub>=0.34,<1",  # transformers 4.57 stops at 1
