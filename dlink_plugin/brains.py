@@ -209,7 +209,9 @@ class BridgeBrain(sb.Brain):
                 for criterion, value in gap.items():
                     tag = f"gap_{name}/{criterion}"
                     self.writer.add_scalar(tag, value, self.optimizer_step)
-        self.hparams.train_logger.log_stats({"epoch": epoch}, valid_stats=chosen)
+        # The control logs to the same file, so each line says whose it is.
+        whose = {"run": self.tensorboard.parent.name, "epoch": epoch}
+        self.hparams.train_logger.log_stats(whose, valid_stats=chosen)
         self.checkpointer.save_and_keep_only(
             meta={"epoch": epoch, BEST: chosen[BEST]},
             min_keys=[BEST],
