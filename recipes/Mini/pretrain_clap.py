@@ -14,13 +14,13 @@ import dlink_plugin.compat  # noqa: F401
 import numpy as np
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import run_on_main
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
 from transformers import ClapConfig, ClapModel, PreTrainedTokenizerFast
 
+from dlink_plugin.console import load_recipe, plain_errors
 from dlink_plugin.gap import modality_gap
 from dlink_plugin.mini.captions import caption
 from dlink_plugin.mini.scenes import draw_scene, render
@@ -137,29 +137,16 @@ def make_tokenizer(hparams):
     )
 
 
-if __name__ == "__main__":
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
-    sb.utils.distributed.ddp_init_group(run_opts)
-    with open(hparams_file, encoding="utf-8") as file:
-        hparams = load_hyperpyyaml(file, overrides)
+def main(argv):
+    """Make scenes and tokenizer, train, save as a transformers folder in fp16."""
+    hparams_file, run_opts, overrides, hparams = load_recipe(argv)
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
-    output, extractor = Path(hparams["output_folder"]), hparams["feature_extractor"]
-    sizes = {
-        "train": hparams["number_of_scenes"],
-        "heldout": hparams["number_of_heldout"],
-    }
-    train, heldout = (
-        Scenes(
-            output / f"{name}.npy",
-            size,
-            seed,
-            extractor,
-            hparams["clotho_share"] * (1 - k),
-        )
-        for k, ((name, size), seed) in enumerate(
-            zip(sizes.items(), (hparams["seed"], hparams["seed"] + 1), strict=True)
-        )
-    )
+    output, seed = Path(hparams["output_folder"]), hparams["seed"]
+    extractor = hparams["feature_extractor"]
+    sizes = hparams["number_of_scenes"], hparams["number_of_heldout"]
+    share = hparams["clotho_share"]
+    train = Scenes(output / "train.npy", sizes[0], seed, extractor, share)
+    heldout = Scenes(output / "heldout.npy", sizes[1], seed + 1, extractor, 0.0)
     hparams["tokenizer"] = make_tokenizer(hparams)
     hparams["steps"] = hparams["number_of_epochs"] * (
         len(train) // hparams["batch_size"]
@@ -190,3 +177,8 @@ if __name__ == "__main__":
     )
     for part in (clap.half(), hparams["tokenizer"], extractor):
         run_on_main(part.save_pretrained, [output / "clap"])
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(sys.argv[1:])
