@@ -16,13 +16,13 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import run_on_main
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from tqdm import tqdm
-from transformers import ClapConfig, ClapModel, PreTrainedTokenizerFast
+from transformers import ClapConfig, ClapModel
 
 from dlink_plugin.console import load_recipe, plain_errors
 from dlink_plugin.gap import modality_gap
 from dlink_plugin.mini.captions import caption
+from dlink_plugin.mini.language import train_tokenizer
 from dlink_plugin.mini.scenes import draw_scene, render
 
 
@@ -108,33 +108,11 @@ def _features(extractor, scene):
 
 
 def make_tokenizer(hparams):
-    """A byte-level BPE in RoBERTa's frame, trained on the grammar's captions."""
+    """A tokenizer trained on captions of the grammar, in both registers."""
     rng = np.random.default_rng(hparams["seed"])
     registers = ("audiocaps", "audiocaps", "clotho")
     texts = (caption(draw_scene(rng), rng, r) for _ in range(5000) for r in registers)
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    special = ["<s>", "<pad>", "</s>", "<unk>"]
-    bpe.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=hparams["vocab_size"],
-            special_tokens=special,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    bpe.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    names = dict(zip(("bos", "pad", "eos", "unk"), special, strict=True))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        model_max_length=hparams["max_tokens"],
-        model_input_names=["input_ids", "attention_mask"],
-        **{f"{name}_token": token for name, token in names.items()},
-    )
+    return train_tokenizer(texts, hparams["vocab_size"], hparams["max_tokens"])
 
 
 def main(argv):
