@@ -13,6 +13,8 @@ _HOMES = {
     "ClapEncoder": "encoders",
     "DiffusionLink": "bridges",
     "LaionClapEncoder": "encoders",
+    "MeanShift": "bridges",
+    "PrefixDecoder": "decoder",
     "load_encoder": "encoders",
     "modality_gap": "gap",
 }

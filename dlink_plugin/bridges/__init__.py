@@ -6,6 +6,7 @@
 from .base import Bridge
 from .denoiser import ResidualMLP
 from .diffusion_link import DiffusionLink
+from .mean_shift import MeanShift
 from .schedule import NoiseSchedule
 
-__all__ = ["Bridge", "DiffusionLink", "NoiseSchedule", "ResidualMLP"]
+__all__ = ["Bridge", "DiffusionLink", "MeanShift", "NoiseSchedule", "ResidualMLP"]
