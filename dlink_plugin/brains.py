@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -10,22 +11,23 @@ import dlink_plugin.compat  # noqa: F401
 
 import speechbrain as sb
 import torch
-from speechbrain.dataio.dataloader import SaveableDataLoader
-from speechbrain.utils.distributed import get_rank, if_main_process
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.tensorboard import SummaryWriter
 
 from .bridges import Bridge
-from .checkpoints import AtomicCheckpointer
+from .decoder import PrefixDecoder
 from .gap import modality_gap
 from .judge import cross
-from .pairs import ClipBatches, Pairs, seeded
+from .pairs import Captioned, Pairs, seeded
+from .report import captions_table
+from .resumable import PatientEpochs, ResumableBrain
+from .scoring import cider_d
+from .tasks import CaptionTask
 
-__all__ = ["BridgeBrain", "cosine_with_warmup", "train_bridge"]
+__all__ = ["BridgeBrain", "DecoderBrain", "train_bridge", "train_decoder"]
 
-BEST = "relative_modality_gap"
+_SHOWN_CAPTIONS = 10
 
 
 class _Objective(nn.Module):
@@ -39,31 +41,14 @@ class _Objective(nn.Module):
         return self.bridge.loss(audio, text, generator)
 
 
-def cosine_with_warmup(step: int, warmup: int, total: int) -> float:
-    """Factor on the learning rate: linear to 1, then half a cosine to 0.
-
-    Example
-    -------
-    >>> [round(cosine_with_warmup(k, 2, 10), 2) for k in (0, 1, 2, 6, 10)]
-    [0.5, 1.0, 1.0, 0.5, 0.0]
-    """
-    if step < warmup:
-        return (step + 1) / warmup
-    done = min(1.0, (step - warmup) / max(1, total - warmup))
-    return 0.5 * (1 + math.cos(math.pi * done))
-
-
 def _warm_average(averaged, current, updates, decay: float) -> None:
     """EMA with warm-up: decay min(d, k / (k + 10)) at update k."""
     k = float(updates)
     torch._foreach_lerp_(averaged, current, 1 - min(decay, k / (k + 10)))
 
 
-class BridgeBrain(sb.Brain):
+class BridgeBrain(ResumableBrain):
     """Trains a bridge and keeps an exponential moving average of it, which is judged.
-
-    Noise and dropout of a step follow from seed, epoch, step and rank, so an
-    interrupted run continues as if nothing had happened.
 
     Arguments
     ---------
@@ -78,68 +63,23 @@ class BridgeBrain(sb.Brain):
         Gets ``save`` (checkpoints) and ``tensorboard``.
     """
 
+    best = "relative_modality_gap"
+
     def __init__(self, bridge: Bridge, hparams: dict, run_opts, folder: str | Path):
         average = partial(_warm_average, decay=hparams["ema_decay"])
         ema = AveragedModel(bridge, multi_avg_fn=average, use_buffers=True)
         self.epoch_counter = EpochCounter(hparams["number_of_epochs"])
         recoverables = {"bridge": bridge, "ema": ema, "epochs": self.epoch_counter}
-        super().__init__(
-            {"objective": _Objective(bridge)},
-            hparams["opt_class"],
-            hparams,
-            run_opts,
-            AtomicCheckpointer(Path(folder) / "save", recoverables),
-        )
+        super().__init__(_Objective(bridge), recoverables, hparams, run_opts, folder)
         # Outside `modules`, so that it is neither optimized nor wrapped: moved and put
         # into eval mode by hand.
         self.bridge, self.ema = bridge, ema.to(self.device).eval()
-        self.tensorboard = Path(folder) / "tensorboard"
-        self.writer = None
         self.raw_gap = None  # of the validation clips, the same in every epoch
 
     @property
     def averaged(self) -> Bridge:
         """The bridge to judge and export."""
         return self.ema.module
-
-    def make_dataloader(self, dataset, stage, ckpt_prefix="dataloader-", **kwargs):
-        """Batches of distinct clips, the global batch shared out over the ranks."""
-        if stage != sb.Stage.TRAIN:
-            return super().make_dataloader(dataset, stage, ckpt_prefix, **kwargs)
-        self.train_sampler = ClipBatches(
-            dataset.clip_of_text.cpu(),
-            self.hparams.batch_size,
-            self.hparams.passes_per_epoch,
-            self.hparams.seed,
-            get_rank() or 0,
-            torch.distributed.get_world_size() if self.distributed_launch else 1,
-        )
-        loader = SaveableDataLoader(
-            dataset, batch_sampler=self.train_sampler, collate_fn=Pairs.collate
-        )
-        self.checkpointer.add_recoverable(f"{ckpt_prefix}{stage.name}", loader)
-        return loader
-
-    def init_optimizers(self):
-        """Adds the learning-rate schedule, which is stepped with every batch."""
-        super().init_optimizers()
-        total = self.hparams.number_of_epochs * len(self.train_sampler)
-        warmup = int(self.hparams.warmup_share * total)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, partial(cosine_with_warmup, warmup=warmup, total=total)
-        )
-        self.checkpointer.add_recoverable("scheduler", self.scheduler)
-
-    def on_fit_start(self):
-        """Opens TensorBoard where the recovered checkpoint left off."""
-        super().on_fit_start()
-        self._open_writer()
-
-    def _open_writer(self):
-        if if_main_process():
-            # What an interrupted run logged after its last checkpoint comes again.
-            purged = self.optimizer_step + 1 if self.optimizer_step else None
-            self.writer = SummaryWriter(self.tensorboard, purge_step=purged)
 
     def load_best(self) -> Bridge:
         """Recovers the checkpoint with the lowest gap on validation.
@@ -149,28 +89,17 @@ class BridgeBrain(sb.Brain):
         bridge : Bridge
             The averaged one, in eval mode.
         """
-        self.on_evaluate_start(min_key=BEST)
-        if self.writer is None:
-            self._open_writer()
+        self.on_evaluate_start(min_key=self.best)
+        self.open_writer()
         return self.averaged.eval()
 
     def on_stage_start(self, stage, epoch=None):
         """Validation collects its pairs, since the gap is not a mean over batches."""
-        self.epoch, self.seen = epoch, []
-
-    def on_fit_batch_start(self, batch, should_step):
-        """Seeds what takes no generator: dropout."""
-        self.generator = seeded(
-            self.hparams.seed,
-            self.epoch,
-            self.step,
-            get_rank() or 0,
-            device=self.device,
-        )
-        torch.manual_seed(self.generator.initial_seed())
+        super().on_stage_start(stage, epoch)
+        self.seen = []
 
     def compute_forward(self, batch, stage):
-        """The loss terms of a training batch; a validation batch as it is."""
+        """The loss terms of a batch."""
         audio, text = (side.to(self.device, non_blocking=True) for side in batch)
         if stage == sb.Stage.TRAIN:
             return self.modules.objective(audio, text, self.generator)
@@ -178,20 +107,11 @@ class BridgeBrain(sb.Brain):
         generator = seeded(self.hparams.seed, self.step, device=self.device)
         return self.averaged.loss(audio, text, generator)
 
-    def compute_objectives(self, predictions, batch, stage):
-        """The total of the loss terms."""
-        return predictions["loss"]
-
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Averages, schedules, logs."""
-        if not should_step:
-            return
-        self.ema.update_parameters(self.bridge)
-        rate = self.scheduler.get_last_lr()[0]
-        self.scheduler.step()
-        if self.writer and self.optimizer_step % self.hparams.log_every == 0:
-            for name, term in {**outputs, "learning_rate": rate}.items():
-                self.writer.add_scalar(f"train/{name}", term, self.optimizer_step)
+        if should_step:
+            self.ema.update_parameters(self.bridge)
+        super().on_fit_batch_end(batch, outputs, loss, should_step)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Measures the gap on validation, logs it and saves a checkpoint."""
@@ -202,19 +122,13 @@ class BridgeBrain(sb.Brain):
         if self.raw_gap is None:
             self.raw_gap = modality_gap(audio, text, seed=seed)
         chosen = modality_gap(cross(self.averaged, audio, seed), text, seed=seed)
-        gaps = {"none": self.raw_gap, self.bridge.name: chosen}
-        if self.writer:
-            self.writer.add_scalar("valid/loss", stage_loss, self.optimizer_step)
-            for name, gap in gaps.items():
-                for criterion, value in gap.items():
-                    tag = f"gap_{name}/{criterion}"
-                    self.writer.add_scalar(tag, value, self.optimizer_step)
-        # The control logs to the same file, so each line says whose it is.
-        whose = {"run": self.tensorboard.parent.name, "epoch": epoch}
-        self.hparams.train_logger.log_stats(whose, valid_stats=chosen)
+        scalars = {"valid/loss": stage_loss}
+        for name, gap in {"none": self.raw_gap, self.bridge.name: chosen}.items():
+            scalars |= {f"gap_{name}/{k}": value for k, value in gap.items()}
+        self.log_validation(epoch, scalars, chosen)
         self.checkpointer.save_and_keep_only(
-            meta={"epoch": epoch, BEST: chosen[BEST]},
-            min_keys=[BEST],
+            meta={"epoch": epoch, self.best: chosen[self.best]},
+            min_keys=[self.best],
             importance_keys=[],
         )
 
@@ -253,4 +167,152 @@ def train_bridge(
             valid,
             valid_loader_kwargs={"batch_size": 4096, "collate_fn": Pairs.collate},
         )
+    return brain
+
+
+class DecoderBrain(ResumableBrain):
+    """Trains a decoder to write captions from embeddings.
+
+    Checkpoints hold what is trained and no weights of a frozen language model.
+
+    Arguments
+    ---------
+    decoder : PrefixDecoder
+        To be trained.
+    task : CaptionTask
+        What it is trained on.
+    hparams : dict
+        ``seed``, ``opt_class``, ``number_of_epochs``, ``patience``,
+        ``passes_per_epoch``, ``batch_size``, ``warmup_share``, ``log_every``,
+        ``generation``.
+    run_opts : RunOptions
+        SpeechBrain's.
+    folder : str or Path
+        Gets ``save`` (checkpoints) and ``tensorboard``.
+    """
+
+    best = "cider_d"
+
+    def __init__(
+        self,
+        decoder: PrefixDecoder,
+        task: CaptionTask,
+        hparams: dict,
+        run_opts,
+        folder: str | Path,
+    ):
+        self.epoch_counter = PatientEpochs(
+            hparams["number_of_epochs"], hparams["patience"], 0, "max"
+        )
+        recoverables = {"epochs": self.epoch_counter}
+        super().__init__(decoder, recoverables, hparams, run_opts, folder)
+        self.checkpointer.add_recoverable("decoder", decoder, _load, _save)
+        self.decoder, self.task = decoder, task
+
+    def load_best(self) -> PrefixDecoder:
+        """Recovers the checkpoint whose captions scored best on validation.
+
+        Returns
+        -------
+        decoder : PrefixDecoder
+            In eval mode.
+        """
+        self.on_evaluate_start(max_key=self.best)
+        self.open_writer()
+        return self.decoder.eval()
+
+    def compute_forward(self, batch, stage):
+        """The loss of a batch, its embeddings through what the task puts there."""
+        embeddings, captions = batch
+        generator = self.generator
+        if stage != sb.Stage.TRAIN:
+            generator = seeded(self.hparams.seed, self.step, device=self.device)
+        with torch.no_grad():
+            inputs = self.task.inputs(embeddings.to(self.device), generator)
+        return {"loss": self.modules.objective(inputs, captions)}
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Captions the probes, logs, saves a checkpoint, looks whether to stop."""
+        if stage != sb.Stage.VALID:
+            return
+        references = self.task.references
+        captions = {
+            name: self.decoder.generate(rows, **self.hparams.generation)
+            for name, rows in self.task.probes.items()
+        }
+        stats = {"loss": stage_loss, "perplexity": math.exp(stage_loss)}
+        for name, written in captions.items():
+            stats[f"cider_d_{name}"] = cider_d(written, references)
+        self.log_validation(epoch, {f"valid/{k}": v for k, v in stats.items()}, stats)
+        if self.writer:
+            table = captions_table(captions, references, _SHOWN_CAPTIONS)
+            self.writer.add_text("valid/captions", table, self.optimizer_step)
+        score = stats[f"cider_d_{next(iter(captions))}"]
+        self.epoch_counter.update_metric(score)
+        self.checkpointer.save_and_keep_only(
+            meta={"epoch": epoch, self.best: score},
+            max_keys=[self.best],
+            importance_keys=[],
+        )
+
+
+def _save(decoder: PrefixDecoder, path: Path) -> None:
+    torch.save(decoder.trained_state(), path)
+
+
+def _load(decoder: PrefixDecoder, path: Path, end_of_epoch: bool) -> None:
+    decoder.load_trained_state(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def train_decoder(
+    hparams: Mapping,
+    run_opts,
+    output: str | Path,
+    task: CaptionTask,
+    folder: str = "",
+    start: Mapping[str, Tensor] | None = None,
+    changes: Mapping | None = None,
+) -> DecoderBrain:
+    """Build and train the decoder that the hyperparameters describe.
+
+    Arguments
+    ---------
+    hparams : mapping
+        What ``DecoderBrain`` needs, and ``decoder``: a partial that takes ``dim``,
+        ``lm`` and ``lm_training``, which are taken from here as well.
+    run_opts : RunOptions
+        SpeechBrain's.
+    output : str or Path
+        The run folder.
+    task : CaptionTask
+        What it is trained on.
+    folder : str
+        Below ``output``: where checkpoints and TensorBoard events go; an earlier run
+        there is resumed.
+    start : mapping of str to Tensor, optional
+        The trained state it starts from, of a decoder of the same kind.
+    changes : mapping, optional
+        Hyperparameters that differ for this one.
+
+    Returns
+    -------
+    brain : DecoderBrain
+        Trained; ``load_best`` gives the decoder.
+    """
+    hparams = {**hparams, **(changes or {})}
+    torch.manual_seed(hparams["seed"])
+    decoder = hparams["decoder"](
+        dim=task.train.source.shape[1],
+        lm=hparams["lm"],
+        lm_training=hparams["lm_training"],
+    )
+    if start is not None:
+        decoder.load_trained_state(start)
+    brain = DecoderBrain(decoder, task, hparams, run_opts, Path(output) / folder)
+    brain.fit(
+        brain.epoch_counter,
+        task.train,
+        task.valid,
+        valid_loader_kwargs={"batch_size": 256, "collate_fn": Captioned.collate},
+    )
     return brain

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import logging
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +18,7 @@ SUBSETS = {
     "audiocaps": {"train": "train", "val": "val", "test": "test"},
     "clotho": {"train": "dev", "val": "val", "test": "eval"},
 }
+_CAPTION = re.compile(r"caption(_\d+)?")
 CLOTHO_FOLDERS = {"dev": "development", "val": "validation", "eval": "evaluation"}
 
 
@@ -107,11 +109,7 @@ def load_corpus(
         left; with ``strict`` also for a row without audio or a blank caption.
     """
     subset = _subset(corpus, split)
-    root = Path(data_folder).expanduser()
-    if str(data_folder) == "mini":
-        from .mini.corpus import prepare
-
-        root = Path(prepare(corpus, Path(cache_folder)))
+    root = _root(corpus, data_folder, cache_folder)
     table, audio_folder = _places(corpus, root, subset)
     if not (table.is_file() and audio_folder.is_dir()):
         raise FileNotFoundError(_how_to_get(corpus, root, subset, table, audio_folder))
@@ -125,6 +123,78 @@ def load_corpus(
         ) from error
     found = _gather(corpus, split, table, audio_folder, rows, strict)
     return replace(found, synthetic=str(data_folder) == "mini")
+
+
+def load_texts(
+    source: str | Path, data_folder: str | Path, *, cache_folder: str | Path
+) -> tuple[str, ...]:
+    r"""Captions alone, for training on text: no audio has to be there.
+
+    Arguments
+    ---------
+    source : str or Path
+        "audiocaps" or "clotho": all captions of the training split and, where the tree
+        has one, the lines of ``caption_only.txt`` beside its folders. Otherwise a file:
+        ``.txt`` with a caption on each line, or ``.csv`` with a column ``caption`` or
+        ``caption_1``, ``caption_2``, ...
+    data_folder : str or Path
+        See ``load_corpus``.
+    cache_folder : str or Path
+        See ``load_corpus``.
+
+    Returns
+    -------
+    texts : tuple of str
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such corpus or file.
+    ValueError
+        If the file holds no captions.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "texts.csv"
+    >>> _ = file.write_text("id,caption\n1,a dog barks\n2,rain falls\n")
+    >>> load_texts(file, "mini", cache_folder="results/cache")
+    ('a dog barks', 'rain falls')
+    """
+    files = [Path(source).expanduser()]
+    if str(source) in SUBSETS:
+        root = _root(str(source), data_folder, cache_folder)
+        table, audio = _places(str(source), root, SUBSETS[str(source)]["train"])
+        extra = audio.parents[1] / "caption_only.txt"
+        files = [table, *([extra] if extra.is_file() else [])]
+    return tuple(text for file in files for text in _read_texts(file))
+
+
+def _read_texts(path: Path) -> list[str]:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No captions at {path}; name audiocaps, clotho, a .txt file with a "
+            "caption on each line or a .csv file with a column 'caption' or "
+            "'caption_1', 'caption_2', ..."
+        )
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        if path.suffix != ".csv":
+            return file.read().splitlines()
+        rows = list(csv.DictReader(file))
+    heads = [k for k in (rows[0] if rows else ()) if k and _CAPTION.fullmatch(k)]
+    if not heads:
+        raise ValueError(
+            f"{path} has no rows with a column 'caption' or 'caption_1', ...; name the "
+            "column so, or give a .txt file with a caption on each line."
+        )
+    return [row[head] or "" for row in rows for head in heads]
+
+
+def _root(corpus: str, data_folder: str | Path, cache_folder: str | Path) -> Path:
+    if str(data_folder) != "mini":
+        return Path(data_folder).expanduser()
+    from .mini.corpus import prepare
+
+    return Path(prepare(corpus, Path(cache_folder)))
 
 
 def _subset(corpus: str, split: str) -> str:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from .audio import BadAudio, load_audio
 from .corpora import Clip, Corpus, load_corpus
-from .encoders import FrontEnd, FrozenEncoder, load_encoder
+from .encoders import FrontEnd, FrozenEncoder
 from .mini.corpus import prepare
 from .pairs import Pairs
 
@@ -197,17 +197,19 @@ def embed_corpus(
 
 
 def embed_splits(
-    hparams: Mapping, device: str, splits: Sequence[str] = ("train", "val", "test")
+    hparams: Mapping,
+    encoder: FrozenEncoder,
+    splits: Sequence[str] = ("train", "val", "test"),
 ) -> dict[str, Embeddings]:
-    """The splits a recipe's YAML file names, embedded and on the training device.
+    """The splits a recipe's YAML file names, embedded and on the encoder's device.
 
     Arguments
     ---------
     hparams : mapping
-        ``corpus``, ``data_folder``, ``clap``, ``cache_folder``, ``strict``,
-        ``rebuild_cache``, ``encoding_batch_size`` and ``num_workers``.
-    device : str
-        Where CLAP runs and where the embeddings go.
+        ``corpus``, ``data_folder``, ``cache_folder``, ``strict``, ``rebuild_cache``,
+        ``encoding_batch_size`` and ``num_workers``.
+    encoder : FrozenEncoder
+        From ``load_encoder``.
     splits : sequence of str
         Of "train", "val", "test".
 
@@ -217,7 +219,6 @@ def embed_splits(
         By split.
     """
     data_folder, cache = hparams["data_folder"], Path(hparams["cache_folder"])
-    encoder = load_encoder(str(hparams["clap"])).to(device)
     strict = hparams["strict"]
     if data_folder == "mini":  # one process writes it, the others wait
         run_on_main(prepare, [hparams["corpus"], cache])
@@ -235,9 +236,57 @@ def embed_splits(
             num_workers=hparams["num_workers"],
             strict=strict,
             rebuild=hparams["rebuild_cache"],
-        ).to(device)
+        ).to(encoder.device)
         for split in splits
     }
+
+
+def embed_texts(
+    texts: Sequence[str],
+    encoder: FrozenEncoder,
+    cache_folder: str | Path,
+    *,
+    progressbar: bool = True,
+) -> torch.Tensor:
+    """Embed captions that have no audio, or read what was embedded before.
+
+    Arguments
+    ---------
+    texts : sequence of str
+        M captions.
+    encoder : FrozenEncoder
+        Its device does the encoding.
+    cache_folder : str or Path
+        Gets one file for these texts and this encoder.
+    progressbar : bool
+        Whether to show progress (main process only).
+
+    Returns
+    -------
+    text : torch.Tensor
+        (M, d) rows of length 1, on the CPU.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
+    folder = Path(cache_folder).expanduser() / "texts"
+    key = f"{encoder.fingerprint[:12]}-{_digest(list(texts))[:12]}"
+    path = folder / f"{key}.safetensors"
+    if not path.is_file() and _rank() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        chunks = [texts[i : i + 1024] for i in range(0, len(texts), 1024)]
+        bar = tqdm(chunks, "encoding captions", disable=not progressbar)
+        rows = torch.cat([encoder.encode_text(chunk).cpu() for chunk in bar])
+        _write_shard(path, {"text": rows}, {})
+    _barrier()
+    try:
+        return load_file(path)["text"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise ValueError(
+            f"The embedded captions {path} cannot be read ({error}); delete the file."
+        ) from error
 
 
 def _identity(corpus: Corpus, encoder: FrozenEncoder) -> dict:

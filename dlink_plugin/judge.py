@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .bridges import Bridge, DiffusionLink
+from .bridges import Bridge, DiffusionLink, MeanShift
+from .embeddings import Embeddings
 from .gap import modality_gap
 from .pairs import Pairs, seeded
 
-__all__ = ["choose", "cross", "sweep", "tune"]
+__all__ = [
+    "choose",
+    "cross",
+    "load_bridge",
+    "load_bridges",
+    "stand_ins",
+    "sweep",
+    "tune",
+]
 
 
 @torch.no_grad()
@@ -39,6 +49,88 @@ def cross(bridge: Bridge, audio: Tensor, seed: int, batch_size: int = 4096) -> T
     generator = seeded(seed, device=audio.device)
     bridge.eval()
     return torch.cat([bridge(rows, generator) for rows in audio.split(batch_size)])
+
+
+def stand_ins(
+    bridges: Mapping[str, Bridge], clips: Embeddings, seed: int
+) -> dict[str, Tensor]:
+    """What can stand where a text embedding is expected.
+
+    Arguments
+    ---------
+    bridges : mapping of str to Bridge
+        By name.
+    clips : Embeddings
+        N clips.
+    seed : int
+        Seed of the bridges' noise.
+
+    Returns
+    -------
+    rows : dict of str to Tensor
+        (N, d) each: "none", the raw audio; the bridged audio by the bridge's name; and
+        "ceiling", another caption of the clip, where every clip has a second one.
+    """
+    rows = {"none": clips.audio}
+    rows |= {name: cross(each, clips.audio, seed) for name, each in bridges.items()}
+    if clips.second_text is not None:
+        rows["ceiling"] = clips.text[clips.second_text]
+    return rows
+
+
+def load_bridges(
+    folder: str | Path, train: Embeddings, seed: int
+) -> tuple[dict[str, Bridge], str]:
+    """Mean shift, and the trained bridge that a recipe is given.
+
+    Arguments
+    ---------
+    folder : str or Path
+        What ``recipes/AudioCaps/train.py`` exported, a Hugging Face id, or "none".
+    train : Embeddings
+        Training clips, whose means mean shift takes.
+    seed : int
+        Of the recipe that asks, which is named in the advice.
+
+    Returns
+    -------
+    bridges : dict of str to Bridge
+        By name, in eval mode, on the device of the clips.
+    name : str
+        Of the trained one; "none" where there is none.
+
+    Raises
+    ------
+    FileNotFoundError
+        If it is not there; the sentence says what makes it.
+    ValueError
+        If it takes embeddings of another width.
+    """
+    dim, device = train.audio.shape[1], train.audio.device
+    shift = MeanShift(dim).to(device)
+    shift.fit(train.audio[train.clip_of_text], train.text)
+    bridges = {shift.name: shift.eval()}
+    if str(folder) == "none":
+        return bridges, "none"
+    bridge = load_bridge(folder, dim, seed).to(device)
+    return bridges | {bridge.name: bridge}, bridge.name
+
+
+def load_bridge(folder: str | Path, dim: int, seed: int) -> Bridge:
+    """A trained bridge; see ``load_bridges``."""
+    try:
+        bridge = Bridge.from_pretrained(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"No bridge at {folder}; make it with: python recipes/AudioCaps/train.py "
+            f"hparams/bridge.yaml --seed {seed}, or run without one: --bridge none."
+        ) from error
+    if bridge.dim != dim:
+        raise ValueError(
+            f"The bridge {folder} takes embeddings of {bridge.dim} coordinates and "
+            f"this encoder gives {dim}; train the bridge with the same --clap."
+        )
+    return bridge
 
 
 def sweep(

@@ -1,14 +1,16 @@
-"""Batches of audio-text pairs: one caption of each clip, never a clip twice."""
+"""What is trained on, and in which batches: one caption of a clip, no clip twice."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-__all__ = ["ClipBatches", "Pairs"]
+__all__ = ["Captioned", "ClipBatches", "Pairs", "seeded"]
+
+_POOL = 32  # batches whose captions are sorted by length together
 
 
 class Pairs(Dataset):
@@ -60,8 +62,46 @@ class Pairs(Dataset):
         return batch
 
 
+class Captioned(Dataset):
+    """One item a caption, with the embedding that it is written from.
+
+    Arguments
+    ---------
+    source : Tensor
+        (N, d) embeddings: of clips, or of the captions themselves.
+    clip_of_text : Tensor
+        (M,) the row of ``source`` that each caption belongs to.
+    captions : sequence of str
+        M captions.
+
+    Example
+    -------
+    >>> data = Captioned(torch.eye(2), torch.tensor([0, 0, 1]), ["a", "b", "c"])
+    >>> data.__getitems__([1])
+    (tensor([[1., 0.]]), ['b'])
+    """
+
+    def __init__(self, source: Tensor, clip_of_text: Tensor, captions: Sequence[str]):
+        self.source, self.clip_of_text = source, clip_of_text
+        self.captions = list(captions)
+        self.lengths = torch.tensor([len(caption) for caption in self.captions])
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitems__(self, rows: list[int]) -> tuple[Tensor, list[str]]:
+        """A whole batch by one gather."""
+        here = self.clip_of_text[torch.as_tensor(rows)].to(self.source.device)
+        return self.source[here], [self.captions[row] for row in rows]
+
+    @staticmethod
+    def collate(batch: tuple[Tensor, list[str]]) -> tuple[Tensor, list[str]]:
+        """The batch as ``__getitems__`` made it."""
+        return batch
+
+
 class ClipBatches(Sampler[list[int]]):
-    """Batches of caption rows for ``Pairs``, split evenly over ranks.
+    """Batches of caption rows for ``Pairs`` or ``Captioned``, split evenly over ranks.
 
     Each pass visits every clip once, in a random order, with a random one of its
     captions; the remainder that fills no batch is left out of that pass. Order and
@@ -82,6 +122,9 @@ class ClipBatches(Sampler[list[int]]):
         Which share of each batch to yield.
     world_size : int
         The number of shares.
+    lengths : Tensor, optional
+        (M,) of the captions; batches are then of captions about equally long, which
+        leaves little to pad.
 
     Raises
     ------
@@ -103,6 +146,7 @@ class ClipBatches(Sampler[list[int]]):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        lengths: Tensor | None = None,
     ):
         self.by_clip = clip_of_text.argsort(stable=True)
         self.captions = clip_of_text.bincount()
@@ -110,7 +154,7 @@ class ClipBatches(Sampler[list[int]]):
         clips = len(self.captions)
         self.batch_size = min(batch_size, clips - clips % world_size)
         self.passes, self.seed, self.epoch = passes, seed, 0
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.lengths = rank, world_size, lengths
         if self.batch_size < 2 * world_size or self.batch_size % world_size:
             raise ValueError(
                 f"batch_size {batch_size} with {clips} clips on {world_size} "
@@ -128,17 +172,23 @@ class ClipBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         share = self.batch_size // self.world_size
         for number in range(self.passes):
-            rows = self._draw_rows(number)
-            for start in range(0, len(rows) - self.batch_size + 1, self.batch_size):
-                mine = start + self.rank * share
-                yield rows[mine : mine + share].tolist()
+            for batch in self._draw_batches(number):
+                yield batch[self.rank * share :][:share].tolist()
 
-    def _draw_rows(self, number: int) -> Tensor:
+    def _draw_batches(self, number: int) -> Tensor:
+        """Caption rows of all batches of one pass: (batches, batch_size)."""
         generator = seeded(self.seed, self.epoch, number)
         clips = torch.randperm(len(self.captions), generator=generator)
         draw = torch.rand(len(clips), generator=generator)
         nth = (draw * self.captions[clips]).long()
-        return self.by_clip[self.first[clips] + nth]
+        rows = self.by_clip[self.first[clips] + nth]
+        rows = rows[: len(rows) - len(rows) % self.batch_size]
+        if self.lengths is None:
+            return rows.view(-1, self.batch_size)
+        pools = rows.split(_POOL * self.batch_size)
+        rows = torch.cat([pool[self.lengths[pool].argsort()] for pool in pools])
+        batches = rows.view(-1, self.batch_size)
+        return batches[torch.randperm(len(batches), generator=generator)]
 
 
 def seeded(*numbers: int, device: str | torch.device = "cpu") -> torch.Generator:

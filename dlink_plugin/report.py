@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,15 +14,24 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from .embeddings import Embeddings
+from .scoring import compare, write_predictions
+
 __all__ = [
+    "captions_table",
     "gap_table",
+    "log_captions",
     "log_embeddings",
     "log_run",
     "over_seeds",
     "save_figures",
+    "scores_table",
     "seeds_table",
+    "write_captions",
     "write_json",
 ]
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = (
     "paired_cosine",
@@ -33,6 +43,7 @@ _SHOWN = (
     "topology_error",
 )
 _PROJECTED_CLIPS = 500
+_SHOWN_CAPTIONS = 50
 
 
 def gap_table(systems: Mapping[str, Mapping[str, float]]) -> str:
@@ -56,6 +67,67 @@ def gap_table(systems: Mapping[str, Mapping[str, float]]) -> str:
     lines = [heads, ["---"] * len(heads)]
     for name, criteria in systems.items():
         lines.append([name, *(f"{criteria[key]:.3f}" for key in _SHOWN)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def scores_table(result: Mapping) -> str:
+    """A Markdown table of the captions' scores, one row for each system.
+
+    Arguments
+    ---------
+    result : mapping
+        Content of scores.json, from ``scoring.compare``.
+
+    Returns
+    -------
+    text : str
+
+    Example
+    -------
+    >>> print(scores_table({"systems": {"none": {"cider_d": 0.5, "bleu_4": 0.25}}}))
+    | system | cider_d | bleu_4 |
+    | --- | --- | --- |
+    | none | 0.500 | 0.250 |
+    """
+    systems = result["systems"]
+    heads = list(dict.fromkeys(key for scores in systems.values() for key in scores))
+    lines = [["system", *heads], ["---"] * (len(heads) + 1)]
+    for name, scores in systems.items():
+        cells = [f"{scores[key]:.3f}" if key in scores else "" for key in heads]
+        lines.append([name, *cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def captions_table(
+    systems: Mapping[str, Sequence[str]],
+    references: Sequence[Sequence[str]],
+    clips: int,
+) -> str:
+    """A Markdown table of captions beside the first two references of each clip.
+
+    Arguments
+    ---------
+    systems : mapping of str to sequence of str
+        Captions of the same clips, by system.
+    references : sequence of sequence of str
+        The clips' captions.
+    clips : int
+        How many of the clips to show, from the first.
+
+    Returns
+    -------
+    text : str
+
+    Example
+    -------
+    >>> table = captions_table({"none": ["rain"]}, [["rain falls", "it rains"]], 1)
+    >>> print(table.splitlines()[-1])
+    | rain falls / it rains | rain |
+    """
+    lines = [["references", *systems], ["---"] * (len(systems) + 1)]
+    for row in range(min(clips, len(references))):
+        cells = [" / ".join(references[row][:2]), *(s[row] for s in systems.values())]
+        lines.append([" ".join(cell.split()).replace("|", "/") for cell in cells])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -214,6 +286,88 @@ def log_run(
     finals = {f"test/{name}": value for name, value in metrics.items()}
     writer.add_hparams(plain, finals, run_name=".", global_step=step)
     writer.flush()
+
+
+def write_captions(
+    folder: str | Path,
+    title: str,
+    clips: Embeddings,
+    captions: Mapping[str, Sequence[str]],
+    main: str,
+) -> dict:
+    """Score captions and write scores.json and the files of predictions.
+
+    Arguments
+    ---------
+    folder : str or Path
+        The run folder. ``predictions.csv`` holds the captions of ``main``,
+        ``predictions_<name>.csv`` those of the other systems.
+    title : str
+        What the scores were made with.
+    clips : Embeddings
+        The N clips that were captioned.
+    captions : mapping of str to sequence of str
+        N captions by system.
+    main : str
+        The system that the others are there to compare with.
+
+    Returns
+    -------
+    result : dict
+        The content of scores.json.
+    """
+    folder, names = Path(folder), [clip.fname for clip in clips.clips]
+    references = [clip.captions for clip in clips.clips]
+    result = {
+        "data": title,
+        **compare(captions, references, bridge=main),
+        "skipped_clips": list(clips.skipped),
+        "rows_without_audio": clips.rows_without_audio,
+    }
+    write_json(folder / "scores.json", result)
+    for name, written in captions.items():
+        file = "predictions.csv" if name == main else f"predictions_{name}.csv"
+        write_predictions(folder / file, names, written, references)
+    return result
+
+
+def log_captions(
+    writer: SummaryWriter,
+    step: int,
+    hparams: Mapping,
+    result: Mapping,
+    captions: Mapping[str, Sequence[str]],
+    clips: Embeddings,
+) -> None:
+    """Show captions and their scores, in TensorBoard and on the terminal.
+
+    Arguments
+    ---------
+    writer : SummaryWriter
+        TensorBoard.
+    step : int
+        The global step of the final figures.
+    hparams : mapping
+        See ``log_run``.
+    result : mapping
+        From ``write_captions``.
+    captions : mapping of str to sequence of str
+        See ``write_captions``.
+    clips : Embeddings
+        See ``write_captions``.
+    """
+    table = f"{result['data']}: {result['clips']} clips\n\n{scores_table(result)}"
+    references = [clip.captions for clip in clips.clips]
+    shown = captions_table(captions, references, _SHOWN_CAPTIONS)
+    finals = {
+        f"{name}/{metric}": score
+        for name, scores in result["systems"].items()
+        for metric, score in scores.items()
+    }
+    log_run(writer, step, hparams, finals, {"scores": table, "captions": shown})
+    for metric, reason in result["skipped"].items():
+        logger.info("No %s: %s", metric, reason)
+    print(f"\n{table}\n")
 
 
 if __name__ == "__main__":  # python -m dlink_plugin.report SUMMARY GAP_JSON...

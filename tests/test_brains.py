@@ -1,3 +1,6 @@
+import math
+from functools import partial
+
 import pytest
 import torch
 from speechbrain import RunOptions
@@ -5,10 +8,19 @@ from speechbrain.utils.train_logger import FileTrainLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import normalize
 
-from dlink_plugin.brains import BridgeBrain, cosine_with_warmup, train_bridge
+from dlink_plugin.brains import (
+    BridgeBrain,
+    DecoderBrain,
+    train_bridge,
+    train_decoder,
+)
 from dlink_plugin.bridges import Bridge, DiffusionLink
+from dlink_plugin.decoder import PrefixDecoder
 from dlink_plugin.gap import CRITERIA
-from dlink_plugin.pairs import Pairs
+from dlink_plugin.mini.language import write_lm
+from dlink_plugin.pairs import Captioned, Pairs
+from dlink_plugin.resumable import ResumableBrain
+from dlink_plugin.tasks import CaptionTask, add_noise, as_they_are
 
 
 def unit(n, d, seed):
@@ -72,14 +84,22 @@ class Interrupted(BaseException):
 
 def interrupt_after(monkeypatch, steps):
     """Stop as a kill would, in the middle of a batch; later batches never run."""
-    original = BridgeBrain.on_fit_batch_start
+    original = ResumableBrain.on_fit_batch_start
 
     def stop(self, batch, should_step):
         if self.optimizer_step == steps:
             raise Interrupted
         original(self, batch, should_step)
 
-    monkeypatch.setattr(BridgeBrain, "on_fit_batch_start", stop)
+    monkeypatch.setattr(ResumableBrain, "on_fit_batch_start", stop)
+
+
+def assert_same_curves(whole, resumed):
+    before, after = scalars(whole), scalars(resumed)
+    assert before.keys() == after.keys()
+    for tag, points in before.items():
+        assert [step for step, _ in after[tag]] == [step for step, _ in points], tag
+        assert [v for _, v in after[tag]] == pytest.approx([v for _, v in points]), tag
 
 
 @pytest.mark.parametrize("steps", [3, 6, 11])
@@ -100,11 +120,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(
     )
     for brain in (whole, resumed):
         brain.writer.close()
-    before, after = scalars(tmp_path / "whole"), scalars(tmp_path / "killed")
-    assert before.keys() == after.keys()
-    for tag, points in before.items():
-        assert [step for step, _ in after[tag]] == [step for step, _ in points], tag
-        assert [v for _, v in after[tag]] == pytest.approx([v for _, v in points]), tag
+    assert_same_curves(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_tensorboard_has_every_criterion_for_raw_and_bridged(
@@ -199,9 +215,182 @@ def test_a_bridge_without_parameters_needs_no_training(hparams, train, valid, tm
         del Bridge.registry["offset_for_test"]
 
 
-def test_the_learning_rate_rises_then_falls_to_zero():
-    factors = [cosine_with_warmup(step, 5, 50) for step in range(51)]
-    assert factors[4] == factors[5] == 1
-    assert all(a < b for a, b in zip(factors[:4], factors[1:5], strict=True))
-    assert all(a > b for a, b in zip(factors[5:], factors[6:], strict=False))
-    assert factors[50] == pytest.approx(0)
+# Decoder
+
+CAPTIONS = [f"{a} {b}" for a in ("a dog", "a cat", "rain") for b in ("barks", "falls")]
+
+
+def captioned(seed, captions=CAPTIONS):
+    return Captioned(
+        unit(len(captions), 8, seed), torch.arange(len(captions)), captions
+    )
+
+
+@pytest.fixture
+def task():
+    train = captioned(1)
+    references = [[caption, caption + " again"] for caption in CAPTIONS]
+    probes = {"text": train.source, "other": unit(len(CAPTIONS), 8, 5)}
+    inputs = partial(add_noise, variance=0.01)
+    return CaptionTask(train, captioned(2), inputs, probes, references)
+
+
+@pytest.fixture
+def decoder_hparams(hparams, tmp_path):
+    lm = write_lm(
+        tmp_path / "lm",
+        CAPTIONS,
+        vocab_size=290,
+        width=16,
+        layers=1,
+        heads=2,
+        dropout=0.1,
+    )
+    return {
+        **hparams,
+        "decoder": partial(PrefixDecoder, prefix_length=1, projector="linear"),
+        "lm": lm,
+        "lm_training": "scratch",
+        "batch_size": 2,
+        "patience": 9,
+        "generation": {"max_new_tokens": 6},
+    }
+
+
+def learn(hparams, task, folder):
+    return train_decoder(hparams, OPTIONS, folder, task)
+
+
+@pytest.mark.parametrize("steps", [3, 6, 13])
+def test_an_interrupted_decoder_ends_like_an_uninterrupted_one(
+    decoder_hparams, task, tmp_path, monkeypatch, steps
+):
+    whole = learn(decoder_hparams, task, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        interrupt_after(patch, steps)
+        learn(decoder_hparams, task, tmp_path / "killed")
+    resumed = learn(decoder_hparams, task, tmp_path / "killed")
+    assert resumed.optimizer_step == whole.optimizer_step == 18
+    state = resumed.decoder.trained_state()
+    for name, value in whole.decoder.trained_state().items():
+        torch.testing.assert_close(state[name], value)
+    for brain in (whole, resumed):
+        brain.writer.close()
+    assert_same_curves(tmp_path / "whole", tmp_path / "killed")
+
+
+def scripted_scores(monkeypatch, scores):
+    """CIDEr-D of the first probe and then of the second, epoch after epoch."""
+    made_up = iter(scores)
+    score = lambda captions, references: next(made_up)  # noqa: E731
+    monkeypatch.setattr("dlink_plugin.brains.cider_d", score)
+
+
+def test_training_stops_when_validation_does_and_a_restart_does_not_go_on(
+    decoder_hparams, task, tmp_path, monkeypatch
+):
+    hparams = {**decoder_hparams, "number_of_epochs": 9, "patience": 2}
+    scripted_scores(monkeypatch, [0.1, 0, 0.5, 0, 0.4, 9, 0.3, 9, 0.9, 0])
+    stopped = learn(hparams, task, tmp_path)
+    assert stopped.epoch_counter.current == 4 and stopped.optimizer_step == 24
+    again = learn(hparams, task, tmp_path)
+    assert again.optimizer_step == 24
+
+
+def test_the_first_probe_chooses_the_checkpoint(
+    decoder_hparams, task, tmp_path, monkeypatch
+):
+    scripted_scores(monkeypatch, [0.2, 0.1, 0.6, 0.2, 0.4, 0.9])
+    kept = []
+    original = DecoderBrain.on_stage_end
+
+    def spy(self, stage, loss, epoch=None):
+        original(self, stage, loss, epoch)
+        if stage.name == "VALID":
+            state = self.decoder.trained_state()
+            kept.append({name: value.clone() for name, value in state.items()})
+
+    monkeypatch.setattr(DecoderBrain, "on_stage_end", spy)
+    best = learn(decoder_hparams, task, tmp_path).load_best().trained_state()
+    assert all(torch.equal(best[name], value) for name, value in kept[1].items())
+    assert any(not torch.equal(best[name], value) for name, value in kept[2].items())
+
+
+def test_tensorboard_has_perplexity_scores_and_captions(
+    decoder_hparams, task, tmp_path
+):
+    learn(decoder_hparams, task, tmp_path).writer.close()
+    points = scalars(tmp_path)
+    steps = [6, 12, 18]
+    for tag in ("loss", "perplexity", "cider_d_text", "cider_d_other"):
+        assert [step for step, _ in points[f"valid/{tag}"]] == steps
+    pairs = zip(points["valid/loss"], points["valid/perplexity"], strict=True)
+    assert all(p == pytest.approx(math.exp(loss), 1e-5) for (_, loss), (_, p) in pairs)
+    events = EventAccumulator(str(tmp_path / "tensorboard"), {"tensors": 0}).Reload()
+    (shown, *_) = events.Tensors("valid/captions/text_summary")
+    assert b"a dog barks / a dog barks again" in shown.tensor_proto.string_val[0]
+
+
+def test_perplexity_falls_only_where_captions_belong_to_embeddings(
+    decoder_hparams, task, tmp_path
+):
+    def last_loss(captions, folder):
+        train = Captioned(task.train.source, task.train.clip_of_text, captions)
+        own = CaptionTask(train, task.train, as_they_are, task.probes, task.references)
+        hparams = {
+            **decoder_hparams,
+            "number_of_epochs": 4,
+            "passes_per_epoch": 60,
+            "ckpt_interval_steps": 1000,
+            "log_every": 100,
+            "opt_class": lambda params: torch.optim.AdamW(params, 1e-2),
+        }
+        learn(hparams, own, tmp_path / folder).writer.close()
+        return scalars(tmp_path / folder)["valid/loss"][-1][1]
+
+    assert last_loss(CAPTIONS, "own") < 0.3
+    assert last_loss(CAPTIONS[3:] + CAPTIONS[:3], "shuffled") > 1.0
+
+
+def test_a_frozen_lm_is_neither_optimized_nor_saved(decoder_hparams, task, tmp_path):
+    whole = PrefixDecoder(8, decoder_hparams["lm"], "scratch")
+    folder = tmp_path / "trained_lm"
+    whole.lm.save_pretrained(folder)
+    whole.tokenizer.save_pretrained(folder)
+    hparams = {**decoder_hparams, "lm": folder, "lm_training": "frozen"}
+    modes = []
+    spied = CaptionTask(
+        task.train,
+        task.valid,
+        lambda rows, generator: modes.append(brain_lm().training) or rows,
+        task.probes,
+        task.references,
+    )
+    brain_lm = lambda: brain.decoder.lm  # noqa: E731
+    brain = DecoderBrain(
+        hparams["decoder"](dim=8, lm=folder, lm_training="frozen"),
+        spied,
+        hparams,
+        OPTIONS,
+        tmp_path / "run",
+    )
+    brain.fit(brain.epoch_counter, task.train)
+    assert modes and not any(modes)
+    optimized = {id(p) for g in brain.optimizer.param_groups for p in g["params"]}
+    assert optimized == {id(p) for p in brain.decoder.projector.parameters()}
+    assert brain.checkpointer.save_checkpoint() is not None
+    for saved in (tmp_path / "run" / "save").glob("CKPT*/decoder.ckpt"):
+        state = torch.load(saved, weights_only=True)
+        assert state.keys() == {"projector.weight", "projector.bias"}
+
+
+def test_a_start_is_where_training_begins(decoder_hparams, task, tmp_path):
+    hparams = {**decoder_hparams, "opt_class": lambda p: torch.optim.SGD(p, 0.0)}
+    first = learn({**hparams, "seed": 5}, task, tmp_path / "a")
+    state = first.decoder.trained_state()
+    second = train_decoder(hparams, OPTIONS, tmp_path / "b", task, "sub", state)
+    assert (tmp_path / "b" / "sub" / "save").is_dir()
+    for name, value in second.decoder.trained_state().items():
+        assert torch.equal(value, state[name])
+    fresh = learn(hparams, task, tmp_path / "c").decoder.trained_state()
+    assert any(not torch.equal(fresh[name], value) for name, value in state.items())

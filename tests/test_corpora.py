@@ -1,11 +1,12 @@
 import csv
 import logging
+import shutil
 import sys
 import types
 
 import pytest
 
-from dlink_plugin.corpora import load_corpus
+from dlink_plugin.corpora import load_corpus, load_texts
 
 from .conftest import write_rows
 
@@ -192,6 +193,106 @@ def test_unknown_names_are_refused(load):
         load("macs", "train")
     with pytest.raises(ValueError, match="No split 'eval'; choose one of train"):
         load("clotho", "eval")
+
+
+# Captions alone
+
+
+@pytest.fixture
+def texts(tmp_path):
+    def texts(source, folder=tmp_path / "data"):
+        return load_texts(source, folder, cache_folder=tmp_path)
+
+    return texts
+
+
+def captions_of(corpus):
+    return tuple(caption for clip in corpus.clips for caption in clip.captions)
+
+
+@pytest.mark.parametrize(
+    "corpus, audio, number",
+    [
+        ("audiocaps", "AUDIOCAPS/audio_32000Hz", 4),
+        ("clotho", "CLOTHO_v2.1/clotho_audio_files", 15),
+    ],
+)
+def test_texts_are_the_training_captions_and_need_no_audio(
+    audiocaps_tree, clotho_tree, load, texts, corpus, audio, number
+):
+    with_audio = captions_of(load(corpus, "train"))
+    shutil.rmtree(clotho_tree / audio)
+    assert texts(corpus) == with_audio
+    assert len(with_audio) == number
+
+
+def test_texts_of_audiocaps_may_lie_where_older_releases_had_them(
+    audiocaps_tree, texts
+):
+    tree = audiocaps_tree / "AUDIOCAPS"
+    before = texts("audiocaps")
+    (tree / "csv_files_v1" / "train.csv").rename(tree / "train.csv")
+    assert texts("audiocaps") == before
+
+
+@pytest.mark.parametrize(
+    "corpus, tree", [("audiocaps", "AUDIOCAPS"), ("clotho", "CLOTHO_v2.1")]
+)
+def test_texts_go_on_with_those_that_never_had_audio(
+    audiocaps_tree, clotho_tree, texts, corpus, tree
+):
+    before = texts(corpus)
+    (clotho_tree / tree / "caption_only.txt").write_text("wind\nrain, far away\n")
+    assert texts(corpus) == (*before, "wind", "rain, far away")
+
+
+def test_texts_of_mini_come_from_its_tree(audiocaps_tree, texts, tmp_path, monkeypatch):
+    stub = types.ModuleType("dlink_plugin.mini.corpus")
+    stub.prepare = lambda corpus, folder: {"audiocaps": audiocaps_tree}[corpus]
+    monkeypatch.setitem(sys.modules, "dlink_plugin.mini.corpus", stub)
+    assert texts("audiocaps", "mini") == texts("audiocaps", audiocaps_tree)
+
+
+def test_texts_are_the_lines_of_a_text_file(tmp_path, texts):
+    file = tmp_path / "more.txt"
+    file.write_text('caption\nrain, "loud"\r\nein Käuzchen ruft', encoding="utf-8")
+    assert texts(file) == texts(str(file))
+    assert texts(file) == ("caption", 'rain, "loud"', "ein Käuzchen ruft")
+
+
+def test_texts_are_the_caption_columns_of_a_table(tmp_path, texts):
+    file = tmp_path / "more.csv"
+    header = ("caption_2", "file", "caption_10", "captions", "a caption", "caption_x")
+    write_rows(file, header, [("a, b", 1, "c", *"???"), ("d", 2, "", *"???"), ("e",)])
+    assert texts(file) == ("a, b", "c", "d", "", "e", "")
+    write_rows(file, ("caption", "id"), [("käuzchen", 1), ("two\nlines", 2)])
+    assert texts(file) == ("käuzchen", "two\nlines")
+
+
+@pytest.mark.parametrize(
+    "header, rows",
+    [
+        (("text", "captions"), [("rain", "wind")]),
+        (("caption",), []),
+        ((), []),
+    ],
+)
+def test_a_table_without_captions_is_refused(tmp_path, texts, header, rows):
+    file = tmp_path / "more.csv"
+    write_rows(file, header, rows)
+    with pytest.raises(
+        ValueError, match="has no rows with a column 'caption'"
+    ) as caught:
+        texts(file)
+    assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize("source", ["audiocaps", "clotho", "wavcaps", "/no/more.csv"])
+def test_missing_texts_are_named(texts, source):
+    place = {"audiocaps": "AUDIOCAPS.*train.csv", "clotho": "CLOTHO_v2.1.*development"}
+    pattern = f"No captions at .*{place.get(source, source)}.*; name audiocaps, clotho"
+    with pytest.raises(FileNotFoundError, match=pattern):
+        texts(source)
 
 
 # Real recordings

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from safetensors.torch import save_file
 
 from dlink_plugin.audio import BadAudio
 from dlink_plugin.corpora import Clip, Corpus, load_corpus
-from dlink_plugin.embeddings import embed_corpus
+from dlink_plugin.embeddings import embed_corpus, embed_splits, embed_texts
 from dlink_plugin.encoders import FrontEnd, FrozenEncoder
 
 from .conftest import write_clip
@@ -32,7 +33,7 @@ class FakeEncoder(FrozenEncoder):
         model = torch.nn.Linear(16, dim)
         front_end = FrontEnd(spectrum, sample_rate=RATE, window=RATE, min_tail=800)
         super().__init__(model, dim, front_end, {}, batch_size=4)
-        self.clips_encoded = 0
+        self.clips_encoded = self.texts_encoded = 0
         self.fail_after = fail_after
         self.poison = poison
 
@@ -46,6 +47,7 @@ class FakeEncoder(FrozenEncoder):
         return self.model(features)
 
     def _embed_text(self, texts):
+        self.texts_encoded += len(texts)
         counts = torch.tensor([[t.count(c) for c in "abcdefghiklmnopr"] for t in texts])
         rows = self.model(counts.float())
         for row, text in zip(rows, texts, strict=True):
@@ -387,7 +389,111 @@ def test_ranks_share_the_shards(corpus, embed, tmp_path):
         torch.testing.assert_close(f["audio"], alone.audio, atol=1e-6, rtol=0)
 
 
+# Captions alone
+
+TEXTS = [f"sound {i} {'and rain ' * (i % 3)}" for i in range(1030)]
+
+
+def embed_alone(tmp_path, encoder=None, texts=TEXTS):
+    encoder = encoder or FakeEncoder()
+    return embed_texts(texts, encoder, tmp_path / "cache", progressbar=False)
+
+
+def text_files(tmp_path):
+    return sorted((tmp_path / "cache").rglob("*.*"))
+
+
+def test_texts_are_embedded_as_the_encoder_does(tmp_path):
+    rows = embed_alone(tmp_path)
+    assert rows.shape == (1030, 6) and rows.device.type == "cpu"
+    torch.testing.assert_close(rows, FakeEncoder().encode_text(TEXTS))
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(1030))
+
+
+def test_texts_are_encoded_once(tmp_path):
+    encoder = FakeEncoder()
+    rows = embed_alone(tmp_path, encoder)
+    assert encoder.texts_encoded == 1030
+    assert torch.equal(embed_alone(tmp_path, encoder), rows)
+    assert torch.equal(embed_alone(tmp_path, FakeEncoder(), tuple(TEXTS)), rows)
+    assert encoder.texts_encoded == 1030
+    assert len(text_files(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    "encoder, texts",
+    [
+        (FakeEncoder(), TEXTS[::-1]),
+        (FakeEncoder(), TEXTS[:-1]),
+        (FakeEncoder(), [*TEXTS[:-1], "other"]),
+        (FakeEncoder(seed=1), TEXTS),
+    ],
+)
+def test_other_texts_and_other_encoders_have_other_files(tmp_path, encoder, texts):
+    rows, first = embed_alone(tmp_path), text_files(tmp_path)
+    before = encoder.texts_encoded
+    torch.testing.assert_close(
+        embed_alone(tmp_path, encoder, texts), encoder.encode_text(texts)
+    )
+    assert encoder.texts_encoded == before + 2 * len(texts)
+    assert len(text_files(tmp_path)) == 2 and {*first} < {*text_files(tmp_path)}
+    assert torch.equal(embed_alone(tmp_path), rows)
+
+
+def test_a_killed_run_leaves_no_half_of_the_texts(tmp_path, monkeypatch):
+    encoder, encode = FakeEncoder(), FakeEncoder.encode_text
+
+    def stop_at_the_second_chunk(self, texts):
+        if self.texts_encoded:
+            raise KeyboardInterrupt
+        return encode(self, texts)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeEncoder, "encode_text", stop_at_the_second_chunk)
+        with pytest.raises(KeyboardInterrupt):
+            embed_alone(tmp_path, encoder)
+    assert not text_files(tmp_path)
+    assert embed_alone(tmp_path, encoder).shape == (1030, 6)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "other tensors"])
+def test_damaged_embeddings_of_texts_are_named(tmp_path, damage):
+    embed_alone(tmp_path)
+    (path,) = text_files(tmp_path)
+    if damage == "other tensors":
+        save_file({"audio": torch.ones(1)}, path)
+    else:
+        path.write_bytes(path.read_bytes()[:-20] if damage == "cut" else b"")
+    with pytest.raises(
+        ValueError, match="cannot be read .*; delete the file"
+    ) as caught:
+        embed_alone(tmp_path)
+    assert str(path) in str(caught.value)
+    path.unlink()
+    assert len(embed_alone(tmp_path)) == 1030
+
+
 # From the tree to the cache
+
+
+def test_the_splits_of_a_recipe_are_embedded(audiocaps_tree, tiny_clap, tmp_path):
+    hparams = {
+        "corpus": "audiocaps",
+        "data_folder": audiocaps_tree,
+        "cache_folder": tmp_path / "cache",
+        "strict": True,
+        "rebuild_cache": False,
+        "encoding_batch_size": 2,
+        "num_workers": 0,
+    }
+    data = embed_splits(hparams, tiny_clap)
+    assert [*data] == ["train", "val", "test"]
+    assert [len(split.audio) for split in data.values()] == [4, 3, 3]
+    assert [*embed_splits(hparams, tiny_clap, ["val"])] == ["val"]
+    again = embed_splits(hparams, tiny_clap)
+    for split in data:
+        assert_same(again[split], data[split])
+        assert data[split].audio.device == tiny_clap.device
 
 
 @pytest.mark.parametrize("name", ["audiocaps", "clotho"])

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dlink_plugin.pairs import ClipBatches, Pairs, seeded
+from dlink_plugin.pairs import Captioned, ClipBatches, Pairs, seeded
 
 CLIP_OF_TEXT = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 5, 6])  # 7 clips, 10 captions
 
@@ -68,6 +68,104 @@ def test_pairs_match_audio_to_caption():
     assert torch.equal(batch_audio, audio[[2, 6, 0]])
     assert torch.equal(batch_text, text[[4, 9, 0]])
     assert torch.equal(pairs[4][0], audio[2])
+
+
+# Batches of captions about equally long
+
+OWNER = torch.arange(100).repeat_interleave(2)  # 100 clips of two captions
+LENGTHS = torch.randint(5, 200, (200,), generator=seeded(3))
+
+
+def sorted_batches(lengths=LENGTHS, epoch=1, **options):
+    options = {"batch_size": 8, "passes": 2, "seed": 1, **options}
+    sampler = ClipBatches(OWNER, lengths=lengths, **options)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+def test_batches_by_length_still_hold_every_clip_at_most_once_a_pass():
+    rows = sorted_batches()
+    assert [len(batch) for batch in rows] == [8] * 24
+    for start in (0, 12):
+        clips = OWNER[sum(rows[start : start + 12], [])]
+        assert len(clips.unique()) == 96
+
+
+def test_batches_by_length_hold_the_captions_of_those_that_are_not():
+    plain, by_length = sorted_batches(None), sorted_batches()
+    for start in (0, 12):
+        one, other = (sum(b[start : start + 12], []) for b in (plain, by_length))
+        assert one != other
+        assert sorted(one) == sorted(other)
+
+
+def spread(batches):
+    lengths = [LENGTHS[batch] for batch in batches]
+    return sum(int(each.max() - each.min()) for each in lengths) / len(lengths)
+
+
+def test_batches_by_length_leave_little_to_pad():
+    assert spread(sorted_batches()) < 0.2 * spread(sorted_batches(None))
+    other = LENGTHS[torch.randperm(200, generator=seeded(4))]  # control: of others
+    assert spread(sorted_batches(other)) > 0.8 * spread(sorted_batches(None))
+
+
+def test_batches_by_length_come_in_a_random_order():
+    means = torch.tensor([LENGTHS[b].float().mean() for b in sorted_batches(passes=1)])
+    assert not torch.equal(means, means.sort().values)
+    assert not torch.equal(means, means.sort(descending=True).values)
+
+
+def test_batches_by_length_are_drawn_from_32_batches_at_a_time():
+    clips = torch.arange(2 * 64)  # batches of 2: the first 64 clips are one pool
+    rows = list(ClipBatches(clips, batch_size=2, seed=0, lengths=clips))
+    plain = sum(ClipBatches(clips, batch_size=2, seed=0), [])
+    pools = [set(plain[:64]), set(plain[64:])]
+    assert sum(set(batch) <= pools[0] for batch in rows) == 32
+    for pool in pools:
+        order = sorted(pool)
+        neighbors = {tuple(order[i : i + 2]) for i in range(0, 64, 2)}
+        assert neighbors <= {tuple(sorted(batch)) for batch in rows}
+
+
+def test_batches_by_length_follow_from_seed_and_epoch():
+    first = sorted_batches()
+    assert first == sorted_batches()
+    assert first != sorted_batches(epoch=2)
+    assert first != sorted_batches(seed=2)
+    assert first[:12] != first[12:]
+
+
+def test_ranks_share_the_batches_by_length():
+    parts = [sorted_batches(rank=r, world_size=2) for r in (0, 1)]
+    assert sorted_batches() == [a + b for a, b in zip(*parts, strict=True)]
+
+
+# Captioned
+
+
+def test_captions_come_with_the_embedding_of_their_clip():
+    source = torch.randn(7, 3)
+    captions = [f"caption {i} {'long ' * i}" for i in range(10)]
+    data = Captioned(source, CLIP_OF_TEXT, captions)
+    assert len(data) == 10
+    rows, said = data.__getitems__([9, 0, 4, 1])
+    assert torch.equal(rows, source[[6, 0, 2, 0]])
+    assert said == [captions[9], captions[0], captions[4], captions[1]]
+    assert data.lengths.tolist() == [len(caption) for caption in captions]
+
+
+def test_captioned_goes_through_a_data_loader():
+    source, captions = torch.arange(7.0)[:, None], [f"caption {i}" for i in range(10)]
+    data = Captioned(source, CLIP_OF_TEXT, captions)
+    sampler = ClipBatches(CLIP_OF_TEXT, batch_size=3, lengths=data.lengths)
+    loader = torch.utils.data.DataLoader(
+        data, batch_sampler=sampler, collate_fn=data.collate
+    )
+    assert len(loader) == 2
+    for rows, said in loader:
+        places = [captions.index(caption) for caption in said]
+        assert rows[:, 0].tolist() == CLIP_OF_TEXT[places].tolist()
 
 
 def test_seeds_that_are_neighbors_give_unrelated_noise():

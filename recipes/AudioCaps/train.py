@@ -21,8 +21,9 @@ from dlink_plugin import figures
 from dlink_plugin.brains import train_bridge
 from dlink_plugin.console import load_recipe, plain_errors
 from dlink_plugin.embeddings import embed_splits
+from dlink_plugin.encoders import load_encoder
 from dlink_plugin.gap import modality_gap, paired_bootstrap
-from dlink_plugin.judge import cross, tune
+from dlink_plugin.judge import stand_ins, tune
 from dlink_plugin.report import (
     gap_table,
     log_embeddings,
@@ -47,10 +48,7 @@ def judge(bridges, test, seed):
     regressor = copy.deepcopy(bridges["diffusion_link"])
     regressor.start_step = 0
     pairs, bridges = test.first_pairs, {**bridges, "diffusion_link_s0": regressor}
-    spaces = {"none": pairs.audio}
-    spaces |= {name: cross(each, pairs.audio, seed) for name, each in bridges.items()}
-    if test.second_text is not None:
-        spaces["ceiling"] = test.text[test.second_text]
+    spaces = stand_ins(bridges, test, seed)
     gaps = {k: modality_gap(rows, pairs.text, seed=seed) for k, rows in spaces.items()}
     return spaces, gaps
 
@@ -60,7 +58,8 @@ def main(argv):
     hparams_file, run_opts, overrides, hparams = load_recipe(argv)
     output, seed = Path(hparams["output_folder"]), hparams["seed"]
     sb.create_experiment_directory(output, hparams_file, overrides)
-    data = embed_splits(hparams, run_opts.device or sb.utils.distributed.infer_device())
+    device = run_opts.device or sb.utils.distributed.infer_device()
+    data = embed_splits(hparams, load_encoder(str(hparams["clap"])).to(device))
     valid, test = data["val"].first_pairs, data["test"]
     brain, bridges = train(hparams, run_opts, data["train"].pairs, valid, output)
     if not if_main_process():

@@ -1,0 +1,185 @@
+"""The part of a Brain that lets an interrupted run end as if it had not been."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+
+import dlink_plugin.compat  # noqa: F401
+
+import speechbrain as sb
+import torch
+from speechbrain.dataio.dataloader import SaveableDataLoader
+from speechbrain.utils.checkpoints import (
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import get_rank, if_main_process
+from speechbrain.utils.epoch_loop import EpochCounterWithStopper
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from .checkpoints import AtomicCheckpointer
+from .pairs import ClipBatches, seeded
+
+__all__ = ["PatientEpochs", "ResumableBrain", "cosine_with_warmup"]
+
+
+def cosine_with_warmup(step: int, warmup: int, total: int) -> float:
+    """Factor on the learning rate: linear to 1, then half a cosine to 0.
+
+    Example
+    -------
+    >>> [round(cosine_with_warmup(k, 2, 10), 2) for k in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, total - warmup))
+    return 0.5 * (1 + math.cos(math.pi * done))
+
+
+class ResumableBrain(sb.Brain):
+    """What the Brains share: a run that is interrupted ends as if it had not been.
+
+    Batches, noise and dropout of a step follow from seed, epoch, step and rank; the
+    learning-rate schedule is recovered, and TensorBoard goes on where it was.
+
+    Arguments
+    ---------
+    objective : torch.nn.Module
+        Gives a dict of loss terms, "loss" their total. DDP wraps it.
+    recoverables : dict
+        What checkpoints hold beside optimizer, schedule and data loader.
+    hparams : dict
+        ``seed``, ``opt_class``, ``number_of_epochs``, ``passes_per_epoch``,
+        ``batch_size``, ``warmup_share``, ``log_every``, ``train_logger``.
+    run_opts : RunOptions
+        SpeechBrain's.
+    folder : str or Path
+        Gets ``save`` (checkpoints) and ``tensorboard``.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        recoverables: dict,
+        hparams: dict,
+        run_opts,
+        folder: str | Path,
+    ):
+        self.folder = Path(folder)
+        super().__init__(
+            {"objective": objective},
+            partial(_optimize_trained, hparams["opt_class"]),
+            hparams,
+            run_opts,
+            AtomicCheckpointer(self.folder / "save", recoverables),
+        )
+        self.writer = None
+
+    def make_dataloader(self, dataset, stage, ckpt_prefix="dataloader-", **kwargs):
+        """Batches of distinct clips, the global batch shared out over the ranks."""
+        if stage != sb.Stage.TRAIN:
+            return super().make_dataloader(dataset, stage, ckpt_prefix, **kwargs)
+        self.train_sampler = ClipBatches(
+            dataset.clip_of_text.cpu(),
+            self.hparams.batch_size,
+            self.hparams.passes_per_epoch,
+            self.hparams.seed,
+            get_rank() or 0,
+            torch.distributed.get_world_size() if self.distributed_launch else 1,
+            getattr(dataset, "lengths", None),
+        )
+        loader = SaveableDataLoader(
+            dataset, batch_sampler=self.train_sampler, collate_fn=dataset.collate
+        )
+        self.checkpointer.add_recoverable(f"{ckpt_prefix}{stage.name}", loader)
+        return loader
+
+    def init_optimizers(self):
+        """Adds the learning-rate schedule, which is stepped with the optimizer."""
+        super().init_optimizers()
+        batches = self.hparams.number_of_epochs * len(self.train_sampler)
+        total = batches // self.grad_accumulation_factor
+        warmup = int(self.hparams.warmup_share * total)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer, partial(cosine_with_warmup, warmup=warmup, total=total)
+        )
+        self.checkpointer.add_recoverable("scheduler", self.scheduler)
+
+    def on_fit_start(self):
+        """Opens TensorBoard where the recovered checkpoint left off."""
+        super().on_fit_start()
+        self.open_writer()
+
+    def open_writer(self):
+        """Opens TensorBoard, in the main process, unless it is open."""
+        if if_main_process() and self.writer is None:
+            # What an interrupted run logged after its last checkpoint comes again.
+            purged = self.optimizer_step + 1 if self.optimizer_step else None
+            self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=purged)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Remembers the epoch."""
+        self.epoch = epoch
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Seeds what takes no generator: dropout."""
+        self.generator = seeded(
+            self.hparams.seed,
+            self.epoch,
+            self.step,
+            get_rank() or 0,
+            device=self.device,
+        )
+        torch.manual_seed(self.generator.initial_seed())
+
+    def compute_objectives(self, predictions, batch, stage):
+        """The total of the loss terms."""
+        return predictions["loss"]
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Schedules, logs."""
+        if not should_step:
+            return
+        rate = self.scheduler.get_last_lr()[0]
+        self.scheduler.step()
+        if self.writer and self.optimizer_step % self.hparams.log_every == 0:
+            for name, term in {**outputs, "learning_rate": rate}.items():
+                self.writer.add_scalar(f"train/{name}", term, self.optimizer_step)
+
+    def log_validation(self, epoch: int, scalars: Mapping[str, float], stats: Mapping):
+        """Scalars go to TensorBoard, stats to the training log."""
+        if self.writer:
+            for tag, value in scalars.items():
+                self.writer.add_scalar(tag, value, self.optimizer_step)
+        # Controls log to the same file, so each line says whose it is.
+        whose = {"run": self.folder.name, "epoch": epoch}
+        self.hparams.train_logger.log_stats(whose, valid_stats=stats)
+
+
+def _optimize_trained(opt_class: Callable, parameters: Iterable[nn.Parameter]):
+    """An optimizer that never hears of a frozen model."""
+    return opt_class([each for each in parameters if each.requires_grad])
+
+
+@register_checkpoint_hooks
+class PatientEpochs(EpochCounterWithStopper):
+    """Epochs until validation stops improving, also across a restart.
+
+    SpeechBrain's stopper inherits the saver of a plain counter and forgets that it had
+    stopped.
+    """
+
+    @mark_as_saver
+    def _save(self, path):
+        super()._save(path)
+
+    @mark_as_loader
+    def _recover(self, path, end_of_epoch=True):
+        super()._recover(path, end_of_epoch)
+        self.should_stop = self.current - self.best_limit >= self.limit_to_stop

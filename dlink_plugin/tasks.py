@@ -1,0 +1,209 @@
+"""What a decoder is trained on: text alone, or audio with its captions."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .embeddings import Embeddings
+from .pairs import Captioned, seeded
+from .scoring import clean
+
+__all__ = [
+    "CaptionTask",
+    "add_noise",
+    "as_they_are",
+    "audio_task",
+    "clean_captions",
+    "text_task",
+]
+
+logger = logging.getLogger(__name__)
+
+Inputs = Callable[[Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class CaptionTask:
+    """What a decoder learns from, and what shows whether it learned it.
+
+    Arguments
+    ---------
+    train : Captioned
+        Embeddings and captions.
+    valid : Captioned
+        The same kind of embeddings, for the validation loss.
+    inputs : callable
+        ``inputs(embeddings, generator)`` gives what the decoder reads in their place:
+        a bridge, ``add_noise``, ``as_they_are``.
+    probes : mapping of str to Tensor
+        (N, d) what stands for N validation clips that are captioned after every epoch.
+        The score of the first chooses the checkpoint.
+    references : sequence of sequence of str
+        The captions of those clips.
+    """
+
+    train: Captioned
+    valid: Captioned
+    inputs: Inputs
+    probes: Mapping[str, Tensor]
+    references: Sequence[Sequence[str]]
+
+
+def as_they_are(embeddings: Tensor, generator: torch.Generator) -> Tensor:
+    """What a decoder reads that is trained on the embeddings themselves."""
+    return embeddings
+
+
+def add_noise(
+    embeddings: Tensor, generator: torch.Generator, variance: float
+) -> Tensor:
+    """Noise injection: y + N(0, variance) in each coordinate, renormalized.
+
+    After CapDec (Nukrai et al., Findings of EMNLP 2022): a decoder that was trained on
+    noisy text embeddings takes an audio embedding for one of them.
+
+    Arguments
+    ---------
+    embeddings : Tensor
+        (N, d) L2-normalized.
+    generator : torch.Generator
+        Source of the noise.
+    variance : float
+        Of each coordinate; CapDec has 0.016.
+
+    Returns
+    -------
+    noisy : Tensor
+        (N, d) L2-normalized.
+    """
+    noise = torch.randn(embeddings.shape, generator=generator, device=embeddings.device)
+    return normalize(embeddings + math.sqrt(variance) * noise, dim=1)
+
+
+def clean_captions(captions: Sequence[str], source: str) -> tuple[list[int], list[str]]:
+    """Captions as they are trained on; those that are empty then are left out.
+
+    Arguments
+    ---------
+    captions : sequence of str
+        As they were read.
+    source : str
+        Where from, for the log.
+
+    Returns
+    -------
+    kept : list of int
+        The places of those that are left.
+    cleaned : list of str
+        Their texts.
+
+    Raises
+    ------
+    ValueError
+        If none is left.
+
+    Example
+    -------
+    >>> clean_captions(["a [loud] dog", "[]", "rain"], "x.csv")
+    ([0, 2], ['a loud dog', 'rain'])
+    """
+    cleaned = [clean(caption) for caption in captions]
+    kept = [i for i, caption in enumerate(cleaned) if caption]
+    if len(kept) < len(cleaned):
+        empty = len(cleaned) - len(kept)
+        logger.warning("%s: %d captions are empty and left out.", source, empty)
+    if not kept:
+        raise ValueError(f"{source} holds no caption to train on; give another file.")
+    return kept, [cleaned[i] for i in kept]
+
+
+def text_task(
+    texts: Sequence[str],
+    embedded: Tensor,
+    valid: Embeddings,
+    inputs: Inputs = as_they_are,
+    probes: Mapping[str, Tensor] | None = None,
+) -> CaptionTask:
+    """Text embeddings to their own captions: what a zero-shot decoder learns.
+
+    Arguments
+    ---------
+    texts : sequence of str
+        M captions.
+    embedded : Tensor
+        (M, d) their embeddings.
+    valid : Embeddings
+        Validation clips. Only their captions count for the loss and for choosing the
+        checkpoint, which reads one caption of a clip and is scored against all.
+    inputs : callable
+        See ``CaptionTask``.
+    probes : mapping of str to Tensor, optional
+        What else to caption after every epoch, to look at.
+
+    Returns
+    -------
+    task : CaptionTask
+    """
+    read = valid.first_text if valid.second_text is None else valid.second_text
+    return CaptionTask(
+        Captioned(embedded, torch.arange(len(texts)), texts),
+        _first_captions(valid.text[valid.first_text], valid),
+        inputs,
+        {"text": valid.text[read], **(probes or {})},
+        [clip.captions for clip in valid.clips],
+    )
+
+
+def audio_task(
+    train: Embeddings,
+    valid: Embeddings,
+    name: str,
+    inputs: Inputs = as_they_are,
+    *,
+    seed: int,
+) -> CaptionTask:
+    """Audio embeddings to the captions of their clips: what a supervised one learns.
+
+    Arguments
+    ---------
+    train : Embeddings
+        Training clips.
+    valid : Embeddings
+        Validation clips.
+    name : str
+        What to call the audio once it has passed ``inputs``.
+    inputs : callable
+        See ``CaptionTask``.
+    seed : int
+        Of the noise on the validation clips.
+
+    Returns
+    -------
+    task : CaptionTask
+    """
+    captions = [caption for clip in train.clips for caption in clip.captions]
+    kept, captions = clean_captions(captions, train.title)
+    # A clip that lost all its captions must not leave a gap in the numbering.
+    clips, owner = train.clip_of_text[kept].cpu().unique(return_inverse=True)
+    generator = seeded(seed, device=valid.audio.device)
+    with torch.no_grad():
+        probe = inputs(valid.audio, generator)
+    return CaptionTask(
+        Captioned(train.audio[clips.to(train.audio.device)], owner, captions),
+        _first_captions(valid.audio, valid),
+        inputs,
+        {name: probe},
+        [clip.captions for clip in valid.clips],
+    )
+
+
+def _first_captions(rows: Tensor, clips: Embeddings) -> Captioned:
+    captions = [clip.captions[0] for clip in clips.clips]
+    return Captioned(rows, torch.arange(len(captions)), captions)

@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""Trains decoders behind a bridge, captions the test split and scores the captions.
+
+python recipes/AudioCaps/caption.py hparams/zero_shot.yaml
+python recipes/AudioCaps/caption.py hparams/supervised.yaml
+
+The run folder gets scores.json, predictions.csv, TensorBoard events, checkpoints and
+``decoder/``, which ``PrefixDecoder.from_pretrained`` loads.
+"""
+
+import sys
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import dlink_plugin.compat  # noqa: F401
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import if_main_process, run_on_main
+
+from dlink_plugin import PrefixDecoder
+from dlink_plugin.brains import train_decoder
+from dlink_plugin.console import load_recipe, plain_errors
+from dlink_plugin.corpora import load_texts
+from dlink_plugin.embeddings import embed_splits, embed_texts
+from dlink_plugin.encoders import load_encoder
+from dlink_plugin.judge import load_bridges, stand_ins
+from dlink_plugin.mini.language import write_lm
+from dlink_plugin.report import log_captions, write_captions
+from dlink_plugin.tasks import (
+    add_noise,
+    as_they_are,
+    audio_task,
+    clean_captions,
+    text_task,
+)
+
+
+@dataclass
+class Material:
+    """What decoders are trained and tested on."""
+
+    data: dict  # split: Embeddings
+    texts: list  # captions for training on text alone
+    embedded: torch.Tensor  # their embeddings
+    bridges: dict  # name: Bridge
+    name: str  # of the trained bridge, or none
+
+
+def prepare(hparams, run_opts):
+    """Embed splits and texts, load the bridge; the encoder is gone afterwards."""
+    device = run_opts.device or sb.utils.distributed.infer_device()
+    encoder = load_encoder(str(hparams["clap"])).to(device)
+    data = embed_splits(hparams, encoder)
+    bridges = load_bridges(hparams["bridge"], data["train"], hparams["seed"])
+    cache, source = hparams["cache_folder"], hparams["train_texts"]
+    texts = load_texts(source, hparams["data_folder"], cache_folder=cache)
+    _, texts = clean_captions(texts, str(source))
+    embedded = embed_texts(texts, encoder, cache).to(device)
+    return Material(data, texts, embedded, *bridges)
+
+
+def zero_shot(hparams, train, write, its):
+    """One decoder, trained on text, reads whatever stands where text was."""
+    valid, seed, kind = its.data["val"], hparams["seed"], hparams["text_input"]
+    noisy = partial(add_noise, variance=hparams["noise_variance"])
+    inputs = {"plain": as_they_are, "noise": noisy}
+    inputs |= {"bridged": its.bridges[its.name]} if its.name in its.bridges else {}
+    if kind not in inputs:
+        raise ValueError(f"text_input {kind!r} is not one of {', '.join(inputs)}.")
+    test, controls = stand_ins(its.bridges, its.data["test"], seed), {}
+    if hparams["controls"]:
+        task = text_task(its.texts, its.embedded, valid, noisy)
+        decoder = train(task, "noise_trained").load_best()
+        controls["noise_trained"] = write(decoder, test["none"])
+    probes = stand_ins(its.bridges, valid, seed)
+    brain = train(text_task(its.texts, its.embedded, valid, inputs[kind], probes))
+    decoder = brain.load_best()
+    return brain, {name: write(decoder, rows) for name, rows in test.items()} | controls
+
+
+def supervised(hparams, train, write, its):
+    """A decoder for each input, trained and tested on it, all from the same start."""
+    clips, valid, seed = its.data["train"], its.data["val"], hparams["seed"]
+    start = None
+    if hparams["start"] == "text":
+        task = text_task(its.texts, its.embedded, valid)
+        brain = train(task, "text", changes=hparams["text_training"])
+        start = brain.load_best().trained_state()
+    elif hparams["start"] != "none":
+        start = PrefixDecoder.from_pretrained(hparams["start"]).trained_state()
+    tasks = {
+        name: audio_task(clips, valid, name, each, seed=seed)
+        for name, each in {"none": as_they_are, **its.bridges}.items()
+    }
+    test = stand_ins(its.bridges, its.data["test"], seed)
+    if "ceiling" in test:
+        said = [caption for clip in clips.clips for caption in clip.captions]
+        tasks["ceiling"] = text_task(said, clips.text, valid)
+    wanted = tasks if hparams["controls"] else {"none", its.name}
+    captions = {}
+    for name in sorted(wanted, key=its.name.__eq__):  # the exported one comes last
+        brain = train(tasks[name], "" if name == its.name else name, start)
+        captions[name] = write(brain.load_best(), test[name])
+    return brain, captions
+
+
+def main(argv):
+    """Embed, train on text or on audio, caption the test split, write it all down."""
+    hparams_file, run_opts, overrides, hparams = load_recipe(argv)
+    output = Path(hparams["output_folder"])
+    sb.create_experiment_directory(output, hparams_file, overrides)
+    its = prepare(hparams, run_opts)
+    if hparams["lm"] == "mini":
+        run_on_main(write_lm, [output / "lm", its.texts], hparams["mini_lm"])
+        hparams |= {"lm": output / "lm", "lm_training": "scratch"}
+
+    train = partial(train_decoder, hparams, run_opts, output)
+    shown = not run_opts.noprogressbar
+    write = partial(PrefixDecoder.generate, progressbar=shown, **hparams["generation"])
+    study = {"text": zero_shot, "audio": supervised}[hparams["train_on"]]
+    brain, captions = study(hparams, train, write, its)
+    if not if_main_process():
+        return
+
+    title = f"{its.data['test'].title}, {hparams['clap']} CLAP"
+    result = write_captions(output, title, its.data["test"], captions, its.name)
+    brain.decoder.save_pretrained(output / "decoder")
+    its.bridges["mean_shift"].save_pretrained(output / "mean_shift")
+    where = brain.writer, brain.optimizer_step
+    log_captions(*where, hparams, result, captions, its.data["test"])
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(sys.argv[1:])

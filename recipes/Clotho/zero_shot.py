@@ -1,0 +1,53 @@
+#!/usr/bin/env python3
+"""Captions Clotho with what was trained on AudioCaps, raw and through the bridge.
+
+python recipes/Clotho/zero_shot.py hparams/clotho_zero_shot.yaml
+
+The run folder gets scores.json, predictions.csv and TensorBoard events.
+"""
+
+import sys
+from pathlib import Path
+
+import dlink_plugin.compat  # noqa: F401
+
+import speechbrain as sb
+from torch.utils.tensorboard import SummaryWriter
+
+from dlink_plugin import MeanShift, PrefixDecoder
+from dlink_plugin.console import load_recipe, plain_errors
+from dlink_plugin.embeddings import embed_splits
+from dlink_plugin.encoders import load_encoder
+from dlink_plugin.judge import load_bridge, stand_ins
+from dlink_plugin.report import log_captions, write_captions
+
+
+def main(argv):
+    """Embed the evaluation split, caption it, score it."""
+    hparams_file, run_opts, overrides, hparams = load_recipe(argv)
+    output, seed = Path(hparams["output_folder"]), hparams["seed"]
+    sb.create_experiment_directory(output, hparams_file, overrides)
+    device = run_opts.device or sb.utils.distributed.infer_device()
+    trained = Path(hparams["trained"])
+    decoder = PrefixDecoder.from_pretrained(trained / "decoder").to(device)
+    bridges = {"mean_shift": MeanShift.from_pretrained(trained / "mean_shift")}
+    name = "none"
+    if hparams["bridge"] != "none":
+        bridge = load_bridge(hparams["bridge"], decoder.dim, seed)
+        bridges[bridge.name], name = bridge, bridge.name
+
+    encoder = load_encoder(str(hparams["clap"])).to(device)
+    clips = embed_splits(hparams, encoder, ["test"])["test"]
+    rows = stand_ins({k: each.to(device) for k, each in bridges.items()}, clips, seed)
+    options = {"progressbar": not run_opts.noprogressbar, **hparams["generation"]}
+    captions = {k: decoder.generate(each, **options) for k, each in rows.items()}
+
+    title = f"{clips.title}, {hparams['clap']} CLAP"
+    result = write_captions(output, title, clips, captions, name)
+    writer = SummaryWriter(output / "tensorboard")
+    log_captions(writer, 0, hparams, result, captions, clips)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,273 @@
+import csv
+import json
+import shutil
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dlink_plugin.bridges import Bridge, DiffusionLink, MeanShift
+from dlink_plugin.decoder import PrefixDecoder
+
+from .conftest import run_recipe, start_recipe
+from .test_train import wait_for_checkpoint_inside_an_epoch
+
+ZERO_SHOT = ("recipes/AudioCaps/caption.py", "hparams/zero_shot.yaml")
+SUPERVISED = ("recipes/AudioCaps/caption.py", "hparams/supervised.yaml")
+CLOTHO = ("recipes/Clotho/zero_shot.py", "hparams/clotho_zero_shot.yaml")
+TIER_1 = {"bleu_1", "bleu_2", "bleu_3", "bleu_4", "rouge_l", "cider_d", "vocab"}
+SMALL_LM = "{vocab_size: 300, width: 16, layers: 1, heads: 2, dropout: 0.0}"
+
+
+@pytest.fixture(scope="module")
+def bridge_folder(tmp_path_factory):
+    """A bridge of the right width, which is all that a recipe can see of it."""
+    folder = tmp_path_factory.mktemp("bridge")
+    torch.manual_seed(0)
+    DiffusionLink(32).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(small_tree, tiny_clap_folder, bridge_folder):
+    """Command-line options of a run of seconds; embeddings are cached in between."""
+
+    def make(output, **changes):
+        values = {
+            "data_folder": small_tree,
+            "clap": tiny_clap_folder,
+            "cache_folder": small_tree / "cache",
+            "output_folder": output,
+            "bridge": bridge_folder,
+            "mini_lm": SMALL_LM,
+            "number_of_epochs": 2,
+            "batch_size": 8,
+            "ckpt_interval_steps": 2,
+            "log_every": 1,
+            "num_beams": 2,
+            "max_new_tokens": 8,
+            "num_workers": 0,
+            **changes,
+        }
+        values = {k: v for k, v in values.items() if v is not None}
+        return [part for k, v in values.items() for part in (f"--{k}", v)]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def zero_shot_run(options, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("zero_shot")
+    finished = run_recipe(*ZERO_SHOT, *options(folder))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return folder, finished.stdout
+
+
+def scores(folder):
+    return json.loads((folder / "scores.json").read_text())
+
+
+def table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_zero_shot_leaves_everything_behind(zero_shot_run):
+    folder, printed = zero_shot_run
+    result = scores(folder)
+    systems = {"none", "mean_shift", "diffusion_link", "ceiling", "noise_trained"}
+    assert result["clips"] == 12 and set(result["systems"]) == systems
+    assert all(TIER_1 <= row.keys() for row in result["systems"].values())
+    assert result["tokenizer"] and result["skipped"].keys() & {"fense", "spice"}
+    assert result["skipped_clips"] == [] and result["rows_without_audio"] == 0
+    assert "12 clips" in printed and "| diffusion_link |" in printed
+
+    rows = table(folder / "predictions.csv")
+    assert list(rows[0]) == ["fname", "caption_predicted"] + [
+        f"caption_{k}" for k in range(1, 6)
+    ]
+    assert len(rows) == 12 and all("minitest" in row["fname"] for row in rows)
+    others = {path.stem for path in folder.glob("predictions_*.csv")}
+    assert others == {f"predictions_{name}" for name in systems - {"diffusion_link"}}
+
+    decoder = PrefixDecoder.from_pretrained(folder / "decoder")
+    assert decoder.dim == 32
+    assert isinstance(Bridge.from_pretrained(folder / "mean_shift"), MeanShift)
+
+
+def test_tensorboard_shows_captions_and_scores(zero_shot_run):
+    folder, _ = zero_shot_run
+    events = EventAccumulator(str(folder / "tensorboard"), {"tensors": 0}).Reload()
+    tags = events.Tags()
+    assert {"train/loss", "train/learning_rate", "valid/loss", "valid/perplexity",
+            "valid/cider_d_text", "valid/cider_d_none",
+            "valid/cider_d_diffusion_link"} <= set(tags["scalars"])  # fmt: skip
+    texts = {"valid/captions", "run/scores", "run/captions"}
+    assert {f"{text}/text_summary" for text in texts} <= set(tags["tensors"])
+    log = (folder / "train_log.txt").read_text()
+    assert "run: noise_trained, epoch: 2" in log and "valid perplexity: " in log
+
+
+def test_a_killed_run_ends_with_the_same_scores(zero_shot_run, options, tmp_path):
+    process = start_recipe(*ZERO_SHOT, *options(tmp_path))
+    try:
+        wait_for_checkpoint_inside_an_epoch(tmp_path / "noise_trained", process)
+    finally:
+        process.kill()
+        process.wait()
+    assert not (tmp_path / "scores.json").exists()
+    assert run_recipe(*ZERO_SHOT, *options(tmp_path)).returncode == 0
+    whole = zero_shot_run[0]
+    assert scores(tmp_path)["systems"] == scores(whole)["systems"]
+    assert table(tmp_path / "predictions.csv") == table(whole / "predictions.csv")
+
+
+def test_supervised_trains_one_decoder_for_each_input(options, tmp_path):
+    changes = {"passes_per_epoch": 1, "patience": 1}
+    finished = run_recipe(*SUPERVISED, *options(tmp_path, **changes))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    systems = {"none", "mean_shift", "diffusion_link", "ceiling"}
+    assert set(scores(tmp_path)["systems"]) == systems
+    for folder in ("text", "none", "mean_shift", "ceiling", "."):
+        assert any((tmp_path / folder / "save").glob("CKPT*/decoder.ckpt")), folder
+    assert PrefixDecoder.from_pretrained(tmp_path / "decoder").dim == 32
+
+
+def test_supervised_starts_from_scratch_or_from_a_folder(
+    zero_shot_run, options, tmp_path
+):
+    few = {"passes_per_epoch": 1, "number_of_epochs": 1, "controls": False}
+    for name, start in (("scratch", "none"), ("folder", zero_shot_run[0] / "decoder")):
+        finished = run_recipe(
+            *SUPERVISED, *options(tmp_path / name, start=start, **few)
+        )
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        assert set(scores(tmp_path / name)["systems"]) == {"none", "diffusion_link"}
+        assert scores(tmp_path / name)["recovered"] == {}
+        assert not (tmp_path / name / "text").exists()
+
+
+@pytest.mark.parametrize(
+    "changes, systems",
+    [
+        ({"bridge": "none"}, {"none", "mean_shift", "ceiling"}),
+        (
+            {"text_input": "bridged"},
+            {"none", "mean_shift", "diffusion_link", "ceiling"},
+        ),
+        ({"corpus": "clotho"}, {"none", "mean_shift", "diffusion_link", "ceiling"}),
+    ],
+)
+def test_zero_shot_variants(options, tmp_path, changes, systems):
+    changes = {"controls": False, "number_of_epochs": 1, **changes}
+    finished = run_recipe(*ZERO_SHOT, *options(tmp_path, **changes))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    result = scores(tmp_path)
+    assert set(result["systems"]) == systems
+    assert result["clips"] == (6 if "corpus" in changes else 12)
+    assert (tmp_path / "predictions.csv").is_file()
+
+
+def test_clotho_is_captioned_with_what_audiocaps_trained(
+    zero_shot_run, options, tmp_path
+):
+    keys = ("data_folder", "clap", "cache_folder", "num_workers", "num_beams")
+    values = options(tmp_path)
+    pairs = zip(values[::2], values[1::2], strict=True)
+    chosen = [p for k, v in pairs if k[2:] in {*keys, "bridge"} for p in (k, v)]
+    finished = run_recipe(
+        *CLOTHO, *chosen, "--output_folder", tmp_path, "--trained", zero_shot_run[0]
+    )
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    result = scores(tmp_path)
+    assert result["clips"] == 6 and "clotho" in result["data"]
+    assert set(result["systems"]) == {"none", "mean_shift", "diffusion_link", "ceiling"}
+    assert len(table(tmp_path / "predictions.csv")) == 6
+    assert not (tmp_path / "save").exists()
+
+
+def test_training_texts_may_come_from_a_file(options, tmp_path):
+    file = tmp_path / "texts.csv"
+    rows = [f"{i},a dog barks {i} times" for i in range(16)]
+    file.write_text("\n".join(["id,caption", *rows, "16,[]"]) + "\n")
+    changes = {"train_texts": file, "controls": False, "number_of_epochs": 1}
+    finished = run_recipe(*ZERO_SHOT, *options(tmp_path / "run", **changes))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "texts.csv: 1 captions are empty" in log
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"bridge": "/no/such/bridge"}, "python recipes/AudioCaps/train.py"),
+        ({"lm": "nobody/no-such-lm"}, "No causal language model at nobody/no-such-lm"),
+        ({"train_texts": "/no/such/texts.csv"}, "No captions at /no/such/texts.csv"),
+        ({"text_input": "blurred"}, "text_input 'blurred'"),
+        ({"bridge": "none", "text_input": "bridged"}, "text_input 'bridged'"),
+    ],
+)
+def test_a_mistake_is_answered_with_a_sentence(options, tmp_path, changes, words):
+    finished = run_recipe(*ZERO_SHOT, *options(tmp_path, controls=False, **changes))
+    assert finished.returncode == 1
+    sentence = finished.stderr[finished.stderr.index("error: ") :]
+    assert words in sentence
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_bridge_of_another_width_is_refused(options, tmp_path):
+    DiffusionLink(16).save_pretrained(tmp_path / "bridge")
+    finished = run_recipe(
+        *ZERO_SHOT, *options(tmp_path / "run", bridge=tmp_path / "bridge")
+    )
+    assert finished.returncode == 1
+    assert "takes embeddings of 16 coordinates" in finished.stderr
+
+
+def test_a_test_split_of_one_clip_is_scored_without_cider(
+    options, tmp_path, small_tree
+):
+    tree = tmp_path / "data" / "AUDIOCAPS"
+    shutil.copytree(small_tree / "AUDIOCAPS", tree)
+    for path in sorted((tree / "audio_32000Hz" / "test").iterdir())[1:]:
+        path.unlink()
+    changes = {
+        "data_folder": tree.parent,
+        "cache_folder": tmp_path / "cache",
+        "controls": False,
+        "number_of_epochs": 1,
+    }
+    finished = run_recipe(*ZERO_SHOT, *options(tmp_path / "run", **changes))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    result = scores(tmp_path / "run")
+    assert result["clips"] == 1 and "cider_d" in result["skipped"]
+    assert "bleu_1" in result["systems"]["none"]
+
+
+@pytest.mark.parametrize("recipe", ["audiocaps", "clotho"])
+def test_real_recordings_go_from_files_to_scores(
+    options, tmp_path, reference_folder, zero_shot_run, recipe
+):
+    real = reference_folder / "real_clips"
+    if recipe == "clotho":
+        finished = run_recipe(
+            *CLOTHO,
+            *("--data_folder", real, "--clap", options(tmp_path)[3]),
+            *("--cache_folder", tmp_path / "cache", "--output_folder", tmp_path),
+            *("--bridge", "none", "--trained", zero_shot_run[0]),
+        )
+        clips = 12
+    else:
+        tree = tmp_path / "data" / "AUDIOCAPS"
+        for split in ("train", "val", "test"):
+            sounds = real / "AUDIOCAPS" / "audio_32000Hz" / "test"
+            shutil.copytree(sounds, tree / "audio_32000Hz" / split)
+            (tree / "csv_files_v1").mkdir(exist_ok=True)
+            source = real / "AUDIOCAPS" / "csv_files_v1" / "test.csv"
+            shutil.copy(source, tree / "csv_files_v1" / f"{split}.csv")
+        changes = {"data_folder": tree.parent, "cache_folder": tmp_path / "cache"}
+        finished = run_recipe(*ZERO_SHOT, *options(tmp_path, **changes))
+        clips = 13
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert scores(tmp_path)["clips"] == clips
+    assert len(table(tmp_path / "predictions.csv")) == clips
