@@ -132,12 +132,12 @@ def captions_table(
 
 
 def over_seeds(files: Sequence[str | Path]) -> dict:
-    """Mean and standard deviation of several runs' gap.json.
+    """Mean and standard deviation of several runs' gap.json or scores.json.
 
     Arguments
     ---------
     files : sequence of str or Path
-        One gap.json for each seed; two or more, on the same clips.
+        One file for each seed; two or more, on the same clips.
 
     Returns
     -------
@@ -154,17 +154,28 @@ def over_seeds(files: Sequence[str | Path]) -> dict:
     if len(runs) < 2 or len({(run["data"], run["clips"]) for run in runs}) > 1:
         raise ValueError(
             f"{len(runs)} files of different data or clips have no common mean; give "
-            "the gap.json of two or more seeds of one experiment."
+            "the gap.json or scores.json of two or more seeds of one experiment."
         )
-    summary = {key: runs[0][key] for key in ("data", "clips", "captions")}
+    heads = ("data", "clips", "captions", "tokenizer")
+    summary = {key: runs[0][key] for key in heads if key in runs[0]}
     summary["runs"] = len(runs)
-    for name, row in runs[0].items():
-        if isinstance(row, dict) and row.keys() == runs[0]["none"].keys():
-            summary[name] = {
-                criterion: _mean_and_std([run[name][criterion] for run in runs])
-                for criterion in row
-            }
+    tables = [_rows(run) for run in runs]
+    for name, row in tables[0].items():
+        summary[name] = {
+            criterion: _mean_and_std([table[name][criterion] for table in tables])
+            for criterion in row
+            if all(criterion in table[name] for table in tables)
+        }
     return summary
+
+
+def _rows(run: Mapping) -> dict[str, Mapping]:
+    """The systems of a gap.json or a scores.json, and how far the bridge got."""
+    if "systems" in run:
+        ratios = {key: run[key] for key in ("relative_gain", "recovered")}
+        return {**run["systems"], **{k: row for k, row in ratios.items() if row}}
+    same = run["none"].keys()
+    return {k: v for k, v in run.items() if isinstance(v, dict) and v.keys() == same}
 
 
 def _mean_and_std(values: list[float]) -> dict[str, float]:
@@ -186,8 +197,9 @@ def seeds_table(summary: Mapping) -> str:
     rows = {name: row for name, row in summary.items() if isinstance(row, dict)}
     lines = [["criterion", *rows], ["---"] * (len(rows) + 1)]
     for criterion in next(iter(rows.values())):
-        cells = [row[criterion] for row in rows.values()]
-        lines.append([criterion, *(f"{c['mean']:.3f} ± {c['std']:.3f}" for c in cells)])
+        cells = [row.get(criterion) for row in rows.values()]
+        shown = [f"{c['mean']:.3f} ± {c['std']:.3f}" if c else "" for c in cells]
+        lines.append([criterion, *shown])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -370,6 +382,6 @@ def log_captions(
     print(f"\n{table}\n")
 
 
-if __name__ == "__main__":  # python -m dlink_plugin.report SUMMARY GAP_JSON...
+if __name__ == "__main__":  # python -m dlink_plugin.report SUMMARY FILE...
     write_json(sys.argv[1], over_seeds(sys.argv[2:]))
     print(seeds_table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

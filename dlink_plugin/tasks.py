@@ -11,16 +11,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .embeddings import Embeddings
+from .bridges import Bridge
+from .corpora import load_texts
+from .embeddings import Embeddings, embed_splits, embed_texts
+from .encoders import load_encoder
+from .judge import load_bridges
 from .pairs import Captioned, seeded
 from .scoring import clean
 
 __all__ = [
     "CaptionTask",
+    "Material",
     "add_noise",
     "as_they_are",
     "audio_task",
     "clean_captions",
+    "gather",
     "text_task",
 ]
 
@@ -122,6 +128,57 @@ def clean_captions(captions: Sequence[str], source: str) -> tuple[list[int], lis
     if not kept:
         raise ValueError(f"{source} holds no caption to train on; give another file.")
     return kept, [cleaned[i] for i in kept]
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that decoders are trained and tested with.
+
+    Arguments
+    ---------
+    data : dict of str to Embeddings
+        By split.
+    texts : sequence of str
+        M captions, for training on text alone.
+    embedded : Tensor
+        (M, d) their embeddings.
+    bridges : dict of str to Bridge
+        By name; mean shift is always among them.
+    name : str
+        Of the trained bridge, or "none".
+    """
+
+    data: dict[str, Embeddings]
+    texts: Sequence[str]
+    embedded: Tensor
+    bridges: dict[str, Bridge]
+    name: str
+
+
+def gather(hparams: Mapping, device: str) -> Material:
+    """Embed what a recipe's YAML file names and load its bridge.
+
+    Arguments
+    ---------
+    hparams : mapping
+        What ``embed_splits`` needs, ``clap``, ``bridge``, ``seed`` and
+        ``train_texts``.
+    device : str
+        Where CLAP runs and where the embeddings go.
+
+    Returns
+    -------
+    material : Material
+        The encoder is not kept: a language model may need its place.
+    """
+    encoder = load_encoder(str(hparams["clap"])).to(device)
+    data = embed_splits(hparams, encoder)
+    bridges, name = load_bridges(hparams["bridge"], data["train"], hparams["seed"])
+    cache, source = hparams["cache_folder"], str(hparams["train_texts"])
+    texts = load_texts(source, hparams["data_folder"], cache_folder=cache)
+    _, texts = clean_captions(texts, source)
+    embedded = embed_texts(texts, encoder, cache).to(device)
+    return Material(data, texts, embedded, bridges, name)
 
 
 def text_task(

@@ -170,3 +170,49 @@ def test_runs_without_a_common_mean_are_refused(tmp_path, clips):
     files = [write_run(tmp_path / f"{i}.json", 0.1, n) for i, n in enumerate(clips)]
     with pytest.raises(ValueError, match="gap.json of two or more seeds"):
         report.over_seeds(files)
+
+
+# Captions
+
+
+def scores(none, link):
+    return {
+        "data": "x",
+        "clips": 3,
+        "tokenizer": "plain",
+        "systems": {"none": {"cider_d": none, "vocab": 9.0},
+                    "link": {"cider_d": link, "vocab": 8.0}},
+        "relative_gain": {"cider_d": link / none - 1},
+        "recovered": {},
+        "skipped": {},
+    }  # fmt: skip
+
+
+def test_scores_of_several_seeds_have_a_mean_and_a_deviation(tmp_path):
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, content in zip(files, [scores(0.5, 1.0), scores(0.7, 1.4)], strict=True):
+        report.write_json(file, content)
+    summary = report.over_seeds(files)
+    assert summary["none"]["cider_d"]["mean"] == pytest.approx(0.6)
+    assert summary["link"]["cider_d"]["std"] == pytest.approx(math.sqrt(0.08))
+    assert summary["relative_gain"]["cider_d"] == {"mean": 1.0, "std": 0.0}
+    assert "recovered" not in summary and summary["tokenizer"] == "plain"
+    heads, _, cider, vocab = report.seeds_table(summary).splitlines()
+    assert heads == "| criterion | none | link | relative_gain |"
+    assert cider == "| cider_d | 0.600 ± 0.141 | 1.200 ± 0.283 | 1.000 ± 0.000 |"
+    assert vocab == "| vocab | 9.000 ± 0.000 | 8.000 ± 0.000 |  |"
+
+
+def test_a_score_that_a_system_lacks_is_an_empty_cell():
+    result = {"systems": {"a": {"cider_d": 1.0}, "b": {"rouge_l": 0.5}}}
+    rows = report.scores_table(result).splitlines()[2:]
+    assert rows == ["| a | 1.000 |  |", "| b |  | 0.500 |"]
+
+
+def test_captions_stand_beside_their_references():
+    systems = {"none": ["a | b", "c"], "link": ["x\ny", "z"]}
+    references = [["one", "two", "three"], ["four"]]
+    lines = report.captions_table(systems, references, 5).splitlines()
+    assert lines[0] == "| references | none | link |"
+    assert lines[2:] == ["| one / two | a / b | x y |", "| four | c | z |"]
+    assert len(report.captions_table(systems, references, 1).splitlines()) == 3

@@ -9,56 +9,21 @@ The run folder gets scores.json, predictions.csv, TensorBoard events, checkpoint
 """
 
 import sys
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import dlink_plugin.compat  # noqa: F401
 
 import speechbrain as sb
-import torch
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from dlink_plugin import PrefixDecoder
 from dlink_plugin.brains import train_decoder
 from dlink_plugin.console import load_recipe, plain_errors
-from dlink_plugin.corpora import load_texts
-from dlink_plugin.embeddings import embed_splits, embed_texts
-from dlink_plugin.encoders import load_encoder
-from dlink_plugin.judge import load_bridges, stand_ins
+from dlink_plugin.judge import stand_ins
 from dlink_plugin.mini.language import write_lm
 from dlink_plugin.report import log_captions, write_captions
-from dlink_plugin.tasks import (
-    add_noise,
-    as_they_are,
-    audio_task,
-    clean_captions,
-    text_task,
-)
-
-
-@dataclass
-class Material:
-    """What decoders are trained and tested on."""
-
-    data: dict  # split: Embeddings
-    texts: list  # captions for training on text alone
-    embedded: torch.Tensor  # their embeddings
-    bridges: dict  # name: Bridge
-    name: str  # of the trained bridge, or none
-
-
-def prepare(hparams, run_opts):
-    """Embed splits and texts, load the bridge; the encoder is gone afterwards."""
-    device = run_opts.device or sb.utils.distributed.infer_device()
-    encoder = load_encoder(str(hparams["clap"])).to(device)
-    data = embed_splits(hparams, encoder)
-    bridges = load_bridges(hparams["bridge"], data["train"], hparams["seed"])
-    cache, source = hparams["cache_folder"], hparams["train_texts"]
-    texts = load_texts(source, hparams["data_folder"], cache_folder=cache)
-    _, texts = clean_captions(texts, str(source))
-    embedded = embed_texts(texts, encoder, cache).to(device)
-    return Material(data, texts, embedded, *bridges)
+from dlink_plugin.tasks import add_noise, as_they_are, audio_task, gather, text_task
 
 
 def zero_shot(hparams, train, write, its):
@@ -111,7 +76,8 @@ def main(argv):
     hparams_file, run_opts, overrides, hparams = load_recipe(argv)
     output = Path(hparams["output_folder"])
     sb.create_experiment_directory(output, hparams_file, overrides)
-    its = prepare(hparams, run_opts)
+    device = run_opts.device or sb.utils.distributed.infer_device()
+    its = gather(hparams, device)
     if hparams["lm"] == "mini":
         run_on_main(write_lm, [output / "lm", its.texts], hparams["mini_lm"])
         hparams |= {"lm": output / "lm", "lm_training": "scratch"}
