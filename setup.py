@@ -29,7 +29,12 @@ INSTALL_REQUIRES = [
 ]
 
 EXTRAS_REQUIRE = {
-    "test": ["pytest>=8", "ruff>=0.17,<0.18", "psutil>=5.9"],  # a newer ruff reformats
+    "test": [
+        "pytest>=8",
+        "pytest-xdist>=3.5",  # the recipes' tests wait for subprocesses: two at a time
+        "ruff>=0.17,<0.18",  # a newer one reformats
+        "psutil>=5.9",
+    ],
     "clap": ["laion-clap>=1.1.7,<2", "torchvision"],  # 2 is not written yet
     "meteor": [
         "pycocoevalcap==1.2"

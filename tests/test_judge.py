@@ -3,8 +3,18 @@ import torch
 from torch.nn.functional import normalize
 
 from dlink_plugin.bridges import DiffusionLink
+from dlink_plugin.corpora import Clip
+from dlink_plugin.embeddings import Embeddings
 from dlink_plugin.gap import CRITERIA, modality_gap
-from dlink_plugin.judge import choose, cross, sweep, tune
+from dlink_plugin.judge import (
+    choose,
+    cross,
+    load_bridge,
+    load_bridges,
+    stand_ins,
+    sweep,
+    tune,
+)
 from dlink_plugin.pairs import Pairs, seeded
 
 RECALL, GAP = "recall@1_audio_to_text", "relative_modality_gap"
@@ -159,3 +169,44 @@ def test_tuning_sets_what_the_rule_chooses(bridge, valid):
     assert (bridge.start_step, bridge.steps) != (120, 4)
     config = bridge.config
     assert (config["start_step"], config["steps"]) == (bridge.start_step, bridge.steps)
+
+
+# Bridges for recipes
+
+
+def clips(captions=2, dim=16):
+    owner = torch.arange(5).repeat_interleave(captions)
+    several = tuple(Clip(f"{i}", f"{i}", ("a",) * captions) for i in range(5))
+    return Embeddings(unit(5, dim), unit(5 * captions, dim, 3), owner, several, (), 0)
+
+
+def test_raw_bridged_and_another_caption_stand_in_for_text(bridge):
+    test = clips()
+    rows = stand_ins({"link": bridge}, test, seed=3)
+    assert list(rows) == ["none", "link", "ceiling"]
+    assert torch.equal(rows["none"], test.audio)
+    assert torch.equal(rows["link"], cross(bridge, test.audio, 3))
+    assert torch.equal(rows["ceiling"], test.text[1::2])
+    assert "ceiling" not in stand_ins({}, clips(captions=1), seed=3)
+
+
+def test_mean_shift_is_fitted_and_the_trained_bridge_comes_last(bridge, tmp_path):
+    bridge.save_pretrained(tmp_path)
+    train = clips()
+    bridges, name = load_bridges(tmp_path, train, seed=1)
+    assert (list(bridges), name) == (["mean_shift", "diffusion_link"], "diffusion_link")
+    shift = bridges["mean_shift"]
+    assert torch.allclose(shift.text_mean, train.text.mean(0))
+    assert torch.allclose(shift.audio_mean, train.audio.mean(0))
+    assert load_bridges("none", train, seed=1)[1] == "none"
+
+
+def test_a_missing_bridge_is_answered_with_the_command_that_makes_it():
+    with pytest.raises(FileNotFoundError, match=r"train\.py .*--seed 7,"):
+        load_bridge("/no/such/folder", 16, seed=7)
+
+
+def test_a_bridge_of_another_width_is_refused(bridge, tmp_path):
+    bridge.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="of 16 coordinates and this encoder gives 32"):
+        load_bridge(tmp_path, 32, seed=1)

@@ -38,7 +38,7 @@ class Stopwatch(DecoderBrain):
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         super().on_fit_batch_end(batch, outputs, loss, should_step)
-        self.losses.append(float(loss))
+        self.losses.append(float(loss.detach()))
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         if stage.name == "TRAIN":
