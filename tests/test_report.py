@@ -168,7 +168,7 @@ def test_several_seeds_give_mean_and_standard_deviation(tmp_path):
 @pytest.mark.parametrize("clips", [(3,), (3, 4), ()])
 def test_runs_without_a_common_mean_are_refused(tmp_path, clips):
     files = [write_run(tmp_path / f"{i}.json", 0.1, n) for i, n in enumerate(clips)]
-    with pytest.raises(ValueError, match="gap.json of two or more seeds"):
+    with pytest.raises(ValueError, match="of two or more seeds"):
         report.over_seeds(files)
 
 
