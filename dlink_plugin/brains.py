@@ -189,6 +189,8 @@ class DecoderBrain(ResumableBrain):
         SpeechBrain's.
     folder : str or Path
         Gets ``save`` (checkpoints) and ``tensorboard``.
+    can_write : bool
+        Whether it was trained before: its start is then judged as epoch 0.
     """
 
     best = "cider_d"
@@ -200,7 +202,9 @@ class DecoderBrain(ResumableBrain):
         hparams: dict,
         run_opts,
         folder: str | Path,
+        can_write: bool = False,
     ):
+        self.can_write = can_write
         self.epoch_counter = PatientEpochs(
             hparams["number_of_epochs"], hparams["patience"], 0, "max"
         )
@@ -233,24 +237,37 @@ class DecoderBrain(ResumableBrain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Captions the probes, logs, saves a checkpoint, looks whether to stop."""
-        if stage != sb.Stage.VALID:
-            return
+        if stage == sb.Stage.VALID:
+            stats = {"loss": stage_loss, "perplexity": math.exp(stage_loss)}
+            self.epoch_counter.update_metric(self._judge(epoch, stats))
+            self._keep_best(epoch)
+
+    def on_fit_start(self):
+        """Judges a decoder that can write already, before training may spoil it."""
+        super().on_fit_start()
+        if self.can_write and not self.epoch_counter.current and not self.step:
+            self.epoch_counter.best_score = self._judge(0, {})
+            self._keep_best(0)
+
+    def _judge(self, epoch: int, stats: dict) -> float:
+        """Score of the first probe; those of all are logged beside the stats."""
         references = self.task.references
         captions = {
             name: self.decoder.generate(rows, **self.hparams.generation)
             for name, rows in self.task.probes.items()
         }
-        stats = {"loss": stage_loss, "perplexity": math.exp(stage_loss)}
-        for name, written in captions.items():
-            stats[f"cider_d_{name}"] = cider_d(written, references)
+        scores = [cider_d(written, references) for written in captions.values()]
+        stats |= {f"cider_d_{k}": v for k, v in zip(captions, scores, strict=True)}
         self.log_validation(epoch, {f"valid/{k}": v for k, v in stats.items()}, stats)
         if self.writer:
             table = captions_table(captions, references, _SHOWN_CAPTIONS)
             self.writer.add_text("valid/captions", table, self.optimizer_step)
-        score = stats[f"cider_d_{next(iter(captions))}"]
-        self.epoch_counter.update_metric(score)
+        self.score = scores[0]
+        return self.score
+
+    def _keep_best(self, epoch: int):
         self.checkpointer.save_and_keep_only(
-            meta={"epoch": epoch, self.best: score},
+            meta={"epoch": epoch, self.best: self.score},
             max_keys=[self.best],
             importance_keys=[],
         )
@@ -290,7 +307,8 @@ def train_decoder(
         Below ``output``: where checkpoints and TensorBoard events go; an earlier run
         there is resumed.
     start : mapping of str to Tensor, optional
-        The trained state it starts from, of a decoder of the same kind.
+        The trained state it starts from, of a decoder of the same kind. It is judged
+        on validation as epoch 0, so that training cannot make it worse.
     changes : mapping, optional
         Hyperparameters that differ for this one.
 
@@ -308,7 +326,8 @@ def train_decoder(
     )
     if start is not None:
         decoder.load_trained_state(start)
-    brain = DecoderBrain(decoder, task, hparams, run_opts, Path(output) / folder)
+    folder, can_write = Path(output) / folder, start is not None
+    brain = DecoderBrain(decoder, task, hparams, run_opts, folder, can_write)
     brain.fit(
         brain.epoch_counter,
         task.train,

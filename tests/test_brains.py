@@ -394,3 +394,16 @@ def test_a_start_is_where_training_begins(decoder_hparams, task, tmp_path):
         assert torch.equal(value, state[name])
     fresh = learn(hparams, task, tmp_path / "c").decoder.trained_state()
     assert any(not torch.equal(fresh[name], value) for name, value in state.items())
+
+
+def test_a_start_that_training_spoils_is_kept(
+    decoder_hparams, task, tmp_path, monkeypatch
+):
+    state = learn(decoder_hparams, task, tmp_path / "a").decoder.trained_state()
+    state = {name: value.clone() for name, value in state.items()}
+    scripted_scores(monkeypatch, [0.9, 0, 0.5, 0, 0.8, 0, 0.7, 0])
+    hparams = {**decoder_hparams, "patience": 2}
+    brain = train_decoder(hparams, OPTIONS, tmp_path / "b", task, "", state)
+    assert brain.epoch_counter.current == 2  # two epochs without a better score
+    best = brain.load_best().trained_state()
+    assert all(torch.equal(best[name], value) for name, value in state.items())
