@@ -37,8 +37,9 @@ def zero_shot(hparams, train, write, its):
     test, controls = stand_ins(its.bridges, its.data["test"], seed), {}
     if hparams["controls"]:
         task = text_task(its.texts, its.embedded, valid, noisy)
-        decoder = train(task, "noise_trained").load_best()
-        controls["noise_trained"] = write(decoder, test["none"])
+        controls["noise_trained"] = write(
+            train(task, "noise_trained").load_best(), test["none"]
+        )
     probes = stand_ins(its.bridges, valid, seed)
     brain = train(text_task(its.texts, its.embedded, valid, inputs[kind], probes))
     decoder = brain.load_best()
@@ -51,8 +52,8 @@ def supervised(hparams, train, write, its):
     start = None
     if hparams["start"] == "text":
         task = text_task(its.texts, its.embedded, valid)
-        brain = train(task, "text", changes=hparams["text_training"])
-        start = brain.load_best().trained_state()
+        changes = hparams["text_training"]
+        start = train(task, "text", changes=changes).load_best().trained_state()
     elif hparams["start"] != "none":
         start = PrefixDecoder.from_pretrained(hparams["start"]).trained_state()
     tasks = {
@@ -66,6 +67,7 @@ def supervised(hparams, train, write, its):
     wanted = tasks if hparams["controls"] else {"none", its.name}
     captions = {}
     for name in sorted(wanted, key=its.name.__eq__):  # the exported one comes last
+        brain = None  # makes room for the next
         brain = train(tasks[name], "" if name == its.name else name, start)
         captions[name] = write(brain.load_best(), test[name])
     return brain, captions
