@@ -307,8 +307,9 @@ def train_decoder(
         Below ``output``: where checkpoints and TensorBoard events go; an earlier run
         there is resumed.
     start : mapping of str to Tensor, optional
-        The trained state it starts from, of a decoder of the same kind. It is judged
-        on validation as epoch 0, so that training cannot make it worse.
+        The learned state it starts from, of a decoder of the same kind. It is judged
+        on validation as epoch 0, so that training cannot make it worse. Unless
+        ``train_lm`` of the hyperparameters is true, its language model stays as it is.
     changes : mapping, optional
         Hyperparameters that differ for this one.
 
@@ -326,6 +327,8 @@ def train_decoder(
     )
     if start is not None:
         decoder.load_trained_state(start)
+        if not hparams["train_lm"]:
+            decoder.freeze_lm()
     folder, can_write = Path(output) / folder, start is not None
     brain = DecoderBrain(decoder, task, hparams, run_opts, folder, can_write)
     brain.fit(

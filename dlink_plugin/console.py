@@ -6,6 +6,8 @@ import contextlib
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
+from itertools import pairwise
 
 import dlink_plugin.compat  # noqa: F401
 
@@ -40,10 +42,19 @@ def load_recipe(argv: list[str]) -> tuple[str, sb.RunOptions, str, dict]:
     Raises
     ------
     ValueError
-        If an override is not a key of the YAML file.
+        If an override is not a key of the YAML file, or a flag is given a value.
     FileNotFoundError
         If the YAML file is missing.
     """
+    # SpeechBrain would glue such a value to that of another option.
+    flags = {
+        f"--{option.name}"
+        for option in fields(sb.RunOptions)
+        if option.default is False
+    }
+    for flag, value in pairwise(argv):
+        if flag in flags and not value.startswith("-"):
+            raise ValueError(f"{flag} takes no value; leave {value!r} out.")
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     sb.utils.distributed.ddp_init_group(run_opts)
     with open(hparams_file, encoding="utf-8") as file:

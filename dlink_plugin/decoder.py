@@ -136,18 +136,29 @@ class PrefixDecoder(nn.Module):
         self.register_buffer(
             "prompt", torch.tensor(prompt_ids, dtype=torch.long), False
         )
+        self.lm_is_frozen = lm_training == "frozen"
+        self._learned = frozenset(self.trained_state())
 
     def train(self, mode: bool = True) -> PrefixDecoder:
         """Switch what is trained; a frozen language model stays in eval mode."""
         super().train(mode)
-        if self.lm_training in ("lora", "frozen"):
+        if self.lm_is_frozen or self.lm_training == "lora":
             self.lm.eval()
             for name, module in self.lm.named_modules():
                 # transformers checkpoints activations only in layers in training mode.
                 saves = getattr(module, "gradient_checkpointing", False)
-                if saves or "lora_dropout" in name:
+                if saves or ("lora_dropout" in name and not self.lm_is_frozen):
                     module.training = mode
         return self
+
+    def freeze_lm(self) -> None:
+        """Train the projector alone from here on.
+
+        What the language model has learned stays part of ``learned_state``.
+        """
+        self.lm.requires_grad_(False)
+        self.lm_is_frozen = True
+        self.train(self.training)
 
     def loss(self, embeddings: Tensor, captions: Sequence[str]) -> Tensor:
         """Mean cross-entropy of the captions' tokens, their end included.
@@ -282,6 +293,13 @@ class PrefixDecoder(nn.Module):
         """The tensors that are trained, by name: what a checkpoint has to hold."""
         return {k: p.detach() for k, p in self.named_parameters() if p.requires_grad}
 
+    def learned_state(self) -> dict[str, Tensor]:
+        """All that the named language model does not hold: what an export needs.
+
+        The trained tensors, and those that were trained before ``freeze_lm``.
+        """
+        return {k: p.detach() for k, p in self.named_parameters() if k in self._learned}
+
     def load_trained_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what ``trained_state`` gave.
 
@@ -328,7 +346,7 @@ class PrefixDecoder(nn.Module):
             config |= {"lm": _LM}
             self.tokenizer.save_pretrained(folder / _LM)
             self.lm.config.save_pretrained(folder / _LM)
-        state = {k: v.cpu().contiguous() for k, v in self.trained_state().items()}
+        state = {k: v.cpu().contiguous() for k, v in self.learned_state().items()}
         save_file(state, folder / _WEIGHTS, {"format": "pt"})
         text = json.dumps(config, indent=2) + "\n"
         (folder / _CONFIG).write_text(text, encoding="utf-8")

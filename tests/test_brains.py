@@ -253,6 +253,7 @@ def decoder_hparams(hparams, tmp_path):
         "lm_training": "scratch",
         "batch_size": 2,
         "patience": 9,
+        "train_lm": True,
         "generation": {"max_new_tokens": 6},
     }
 
@@ -394,6 +395,21 @@ def test_a_start_is_where_training_begins(decoder_hparams, task, tmp_path):
         assert torch.equal(value, state[name])
     fresh = learn(hparams, task, tmp_path / "c").decoder.trained_state()
     assert any(not torch.equal(fresh[name], value) for name, value in state.items())
+
+
+def test_a_start_keeps_its_language_where_the_projector_alone_learns(
+    decoder_hparams, task, tmp_path
+):
+    state = learn(decoder_hparams, task, tmp_path / "a").decoder.learned_state()
+    state = {name: value.clone() for name, value in state.items()}
+    hparams = {**decoder_hparams, "train_lm": False}
+    brain = train_decoder(hparams, OPTIONS, tmp_path / "b", task, "", state)
+    projector = {"projector.weight", "projector.bias"}
+    assert state.keys() > projector
+    for name, value in brain.decoder.learned_state().items():
+        assert torch.equal(value, state[name]) == (name not in projector), name
+    optimized = {id(p) for g in brain.optimizer.param_groups for p in g["params"]}
+    assert optimized == {id(p) for p in brain.decoder.projector.parameters()}
 
 
 def test_a_start_that_training_spoils_is_kept(

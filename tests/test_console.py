@@ -40,6 +40,14 @@ def run_log(tmp_path):
 # load_recipe
 
 
+def test_a_flag_takes_no_value(recipe):
+    """SpeechBrain would read the value as a part of the one before it."""
+    options = ["--data_folder", "/d", "--noprogressbar"]
+    assert load_recipe([recipe, *options])[3]["data_folder"] == "/d"
+    with pytest.raises(ValueError, match="--noprogressbar takes no value; leave 'Tru"):
+        load_recipe([recipe, *options, "True"])
+
+
 def test_overrides_take_their_place(recipe):
     argv = [recipe, "--seed", "7", "--data_folder=/x y", "--steps", "[3]"]
     file, run_opts, overrides, hparams = load_recipe(argv)

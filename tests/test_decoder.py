@@ -449,6 +449,23 @@ def test_a_saved_decoder_loads_as_what_it_was_again_and_again(make, tmp_path, ki
 
 
 @kinds
+def test_a_language_model_frozen_later_keeps_what_it_learned(make, tmp_path, kind):
+    decoder = make(kind).train()
+    learned = decoder.learned_state().keys()
+    decoder.freeze_lm()
+    assert all(name.startswith("projector.") for name in decoder.trained_state())
+    assert decoder.learned_state().keys() == learned
+    before = {k: p.clone() for k, p in decoder.named_parameters()}
+    fit(decoder, 3, lambda step: draw(8))
+    assert not any(module.training for module in decoder.lm.modules())
+    for name, parameter in decoder.named_parameters():
+        changed = not torch.equal(parameter, before[name])
+        assert changed == name.startswith("projector."), name
+    decoder.save_pretrained(tmp_path)
+    assert_same(PrefixDecoder.from_pretrained(tmp_path), decoder.eval())
+
+
+@kinds
 def test_what_is_saved_is_what_was_trained(make, tmp_path, folders, kind):
     decoder = make(kind)
     decoder.save_pretrained(tmp_path)

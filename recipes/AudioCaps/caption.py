@@ -53,9 +53,9 @@ def supervised(hparams, train, write, its):
     if hparams["start"] == "text":
         task = text_task(its.texts, its.embedded, valid)
         changes = hparams["text_training"]
-        start = train(task, "text", changes=changes).load_best().trained_state()
+        start = train(task, "text", changes=changes).load_best().learned_state()
     elif hparams["start"] != "none":
-        start = PrefixDecoder.from_pretrained(hparams["start"]).trained_state()
+        start = PrefixDecoder.from_pretrained(hparams["start"]).learned_state()
     tasks = {
         name: audio_task(clips, valid, name, each, seed=seed)
         for name, each in {"none": as_they_are, **its.bridges}.items()
