@@ -121,6 +121,7 @@ class BridgeBrain(ResumableBrain):
         seed = self.hparams.seed
         if self.raw_gap is None:
             self.raw_gap = modality_gap(audio, text, seed=seed)
+        text = self.averaged.text_space(text)
         chosen = modality_gap(cross(self.averaged, audio, seed), text, seed=seed)
         scalars = {"valid/loss": stage_loss}
         for name, gap in {"none": self.raw_gap, self.bridge.name: chosen}.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -180,10 +179,9 @@ def sweep(
             "steps are 0 or more, step counts 1 or more."
         )
     grid = sorted({(start, n if start else 1) for start in starts for n in counts})
-    trial = copy.deepcopy(bridge)
     rows = []
     for start, steps in tqdm(grid, "sweep", disable=not progressbar):
-        trial.start_step, trial.steps = start, steps
+        trial = bridge.with_arguments(start_step=start, steps=steps)
         gap = modality_gap(cross(trial, audio, seed), text, separability=False)
         rows.append({"start_step": start, "steps": steps, **gap})
     return rows
@@ -194,14 +192,13 @@ def choose(
 ) -> dict[str, float]:
     """The lowest relative modality gap among settings that keep retrieval.
 
-    Only diffusion counts: start steps of 50 or more with two or more network
-    evaluations. Where no setting keeps ``keep_recall`` of the raw recall@1, the one
-    with the highest recall@1 is taken. The rule is ours.
+    Where none keeps ``keep_recall`` of the raw recall@1, the one with the highest
+    recall@1 is taken. The rule is ours, and the same for every bridge.
 
     Arguments
     ---------
     rows : list of dict
-        From ``sweep``, on validation.
+        The criteria of each setting on validation; one or more.
     none : mapping of str to float
         The criteria of the raw audio embeddings on the same clips.
     keep_recall : float
@@ -211,23 +208,12 @@ def choose(
     -------
     row : dict
         The chosen one of ``rows``.
-
-    Raises
-    ------
-    ValueError
-        If no row has a start step of 50 or more and two or more steps.
     """
     recall, gap = "recall@1_audio_to_text", "relative_modality_gap"
-    diffused = [row for row in rows if row["start_step"] >= 50 and row["steps"] >= 2]
-    if not diffused:
-        raise ValueError(
-            "No setting to choose from: give start_steps of 50 or more (not above "
-            "t_max) and step_counts of 2 or more."
-        )
-    kept = [row for row in diffused if row[recall] >= keep_recall * none[recall]]
+    kept = [row for row in rows if row[recall] >= keep_recall * none[recall]]
     if kept:
         return min(kept, key=lambda row: row[gap])
-    return max(diffused, key=lambda row: (row[recall], -row[gap]))
+    return max(rows, key=lambda row: (row[recall], -row[gap]))
 
 
 def tune(
@@ -240,6 +226,9 @@ def tune(
     progressbar: bool = False,
 ) -> tuple[list[dict[str, float]], dict[str, float]]:
     """Sweep, choose and set the bridge's start step and number of steps.
+
+    Only diffusion can be chosen: start steps of 50 or more with two or more network
+    evaluations. Start step 0 is the regressor in disguise.
 
     Arguments
     ---------
@@ -264,10 +253,21 @@ def tune(
         Every setting that was tried, see ``sweep``.
     none : dict
         The criteria of the raw audio embeddings.
+
+    Raises
+    ------
+    ValueError
+        If there is no diffusion to choose.
     """
     audio, text = valid.audio, valid.text
     rows = sweep(bridge, audio, text, start_steps, step_counts, seed, progressbar)
+    diffused = [row for row in rows if row["start_step"] >= 50 and row["steps"] >= 2]
+    if not diffused:
+        raise ValueError(
+            "No setting to choose from: give start_steps of 50 or more (not above "
+            "t_max) and step_counts of 2 or more."
+        )
     none = modality_gap(audio, text, separability=False)
-    chosen = choose(rows, none, keep_recall)
+    chosen = choose(diffused, none, keep_recall)
     bridge.start_step, bridge.steps = chosen["start_step"], chosen["steps"]
     return rows, none

@@ -129,31 +129,14 @@ def test_the_lowest_gap_that_keeps_retrieval_is_chosen():
     assert choose(rows, {RECALL: 0.5}, keep_recall=0.9) is rows[2]
 
 
-def test_only_diffusion_is_chosen():
-    rows = [
-        row(0, 1, 0.9, 0.01),
-        row(49, 2, 0.9, 0.01),
-        row(100, 1, 0.9, 0.01),
-        row(50, 2, 0.5, 0.50),
-    ]
-    assert choose(rows, {RECALL: 0.5}) is rows[-1]
-
-
 def test_the_best_retrieval_is_chosen_where_none_keeps_it():
     rows = [
-        row(0, 1, 0.50, 0.01),
         row(50, 2, 0.40, 0.30),
         row(100, 2, 0.41, 0.25),
         row(150, 3, 0.41, 0.20),
         row(200, 2, 0.30, 0.10),
     ]
-    assert choose(rows, {RECALL: 0.5}) is rows[3]
-
-
-@pytest.mark.parametrize("rows", [[], [row(0, 1, 1, 0), row(300, 1, 1, 0)]])
-def test_nothing_to_choose_from_is_said(rows):
-    with pytest.raises(ValueError, match="start_steps of 50 or more"):
-        choose(rows, {RECALL: 0.5})
+    assert choose(rows, {RECALL: 0.5}) is rows[2]
 
 
 # tune
@@ -162,13 +145,19 @@ def test_nothing_to_choose_from_is_said(rows):
 def test_tuning_sets_what_the_rule_chooses(bridge, valid):
     rows, none = tune(bridge, valid, [0, 50, 250], [2, 3], keep_recall=0.0, seed=0)
     assert none == modality_gap(valid.audio, valid.text, separability=False)
-    chosen = choose(rows, none, 0.0)
-    lowest = min((r for r in rows if r["start_step"]), key=lambda r: r[GAP])
-    assert chosen == lowest
+    diffused = [r for r in rows if r["start_step"]]
+    chosen = choose(diffused, none, 0.0)
+    assert chosen == min(diffused, key=lambda r: r[GAP])
     assert (bridge.start_step, bridge.steps) == (chosen["start_step"], chosen["steps"])
     assert (bridge.start_step, bridge.steps) != (120, 4)
     config = bridge.config
     assert (config["start_step"], config["steps"]) == (bridge.start_step, bridge.steps)
+
+
+@pytest.mark.parametrize("starts, counts", [([0, 49], [2]), ([50, 300], [1])])
+def test_only_diffusion_can_be_chosen(bridge, valid, starts, counts):
+    with pytest.raises(ValueError, match="start_steps of 50 or more"):
+        tune(bridge, valid, starts, counts, keep_recall=0.0, seed=0)
 
 
 # Bridges for recipes

@@ -4,9 +4,32 @@
 """
 
 from .base import Bridge
+from .conditional import DiffGAP, DiffusionPrior
 from .denoiser import ResidualMLP
 from .diffusion_link import DiffusionLink
-from .mean_shift import MeanShift
+from .flow import RectifiedFlow
+from .linear import Procrustes, Ridge
+from .means import C3, CapDec, Identity, MeanShift
+from .memory import DeCap
+from .regression import MLPRegressor
 from .schedule import NoiseSchedule
+from .text_diffusion import DiffusionBridge
 
-__all__ = ["Bridge", "DiffusionLink", "MeanShift", "NoiseSchedule", "ResidualMLP"]
+__all__ = [
+    "C3",
+    "Bridge",
+    "CapDec",
+    "DeCap",
+    "DiffGAP",
+    "DiffusionBridge",
+    "DiffusionLink",
+    "DiffusionPrior",
+    "Identity",
+    "MLPRegressor",
+    "MeanShift",
+    "NoiseSchedule",
+    "Procrustes",
+    "RectifiedFlow",
+    "ResidualMLP",
+    "Ridge",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from abc import ABC, abstractmethod
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -25,19 +26,38 @@ class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license
     A subclass names itself (``class Shift(Bridge, name="shift")``), keeps every
     constructor argument, a plain number or string, in an attribute of the same name,
     and overrides ``forward`` and what of ``fit``, ``loss`` and ``text_space`` it needs.
+    One without a name is a base of others.
 
     Arguments
     ---------
     dim : int
         Width d of the embeddings.
+
+    Attributes
+    ----------
+    saw : str
+        What it is made from: "nothing", "means" (of unpaired audio and text), "text"
+        or "pairs".
+    own_text_space : bool
+        Whether ``text_space`` is not the encoder's: decoders are then trained in it.
+    noise_variance : float
+        Of each coordinate of the noise that its decoder's training text gets.
+    inference_arguments : tuple of str
+        Constructor arguments that may be changed after training.
     """
 
     registry: dict[str, type[Bridge]] = {}
+    name = ""
+    saw = "nothing"
+    own_text_space = False
+    noise_variance = 0.0
+    inference_arguments: tuple[str, ...] = ()
 
-    def __init_subclass__(cls, name: str, **kwargs):
+    def __init_subclass__(cls, name: str = "", **kwargs):
         super().__init_subclass__(**kwargs)
         cls.name = name
-        Bridge.registry[name] = cls
+        if name:
+            Bridge.registry[name] = cls
 
     def __init__(self, dim: int):
         super().__init__()
@@ -98,10 +118,53 @@ class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license
         """What this bridge calls text: (N, d) to (N, d), the identity for most."""
         return text
 
+    def encoder_space(self, bridged: Tensor) -> Tensor:
+        """Maps what ``forward`` gives back among the encoder's text embeddings.
+
+        The inverse of ``text_space``: (N, d) to (N, d), the identity for most.
+        """
+        return bridged
+
+    def with_arguments(self, **changes: float | str) -> Bridge:
+        """A copy that crosses in another way.
+
+        Arguments
+        ---------
+        **changes : dict
+            Of the ``inference_arguments``.
+
+        Returns
+        -------
+        bridge : Bridge
+            With weights of its own.
+
+        Raises
+        ------
+        ValueError
+            If an argument decides on the training.
+        """
+        fixed = set(changes) - set(self.inference_arguments)
+        if fixed:
+            raise ValueError(
+                f"{self.name} cannot change {sorted(fixed)} once it is trained, only "
+                f"{list(self.inference_arguments)}."
+            )
+        now = {key: getattr(self, key) for key in self.arguments()}
+        with torch.random.fork_rng(devices=[]):  # new weights are drawn in vain
+            copy = type(self)(**now | changes)
+        copy.load_state_dict(self.state_dict())
+        device = next(chain(self.parameters(), self.buffers(), [torch.empty(0)])).device
+        return copy.to(device).train(self.training)
+
+    @classmethod
+    def arguments(cls) -> list[str]:
+        """Names of the constructor's arguments, ``dim`` first."""
+        return list(inspect.signature(cls.__init__).parameters)[1:]
+
     @property
     def config(self) -> dict:
         """What rebuilds this bridge: its name and constructor arguments."""
-        arguments = {key: getattr(self, key) for key in _arguments(type(self))}
+        arguments = {key: getattr(self, key) for key in self.arguments()}
         return {"format": FORMAT, "bridge": self.name, **arguments}
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -161,7 +224,7 @@ class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license
             raise ValueError(
                 f"{path} names the bridge {name!r}, not one of {expected}."
             )
-        strange = set(config) ^ set(_arguments(kind))
+        strange = set(config) ^ set(kind.arguments())
         plain = all(isinstance(v, (int, float, str)) for v in config.values())
         if strange or not plain:
             raise ValueError(
@@ -169,10 +232,6 @@ class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license
                 f"{f' (see {sorted(strange)})' if strange else ''}."
             )
         return kind(**config)
-
-
-def _arguments(kind: type[Bridge]) -> list[str]:
-    return list(inspect.signature(kind.__init__).parameters)[1:]
 
 
 def _find(folder_or_hub_id: str | Path, name: str, hub_options: dict) -> Path:

@@ -88,6 +88,8 @@ class ResidualMLP(nn.Module):
         Hidden width of a block over d.
     dropout : float
         Probability, inside the blocks.
+    condition_dim : int
+        Width of a condition c that f(x, t, c) is given as well; 0 for none.
 
     Example
     -------
@@ -99,9 +101,15 @@ class ResidualMLP(nn.Module):
     time_dim = 128
 
     def __init__(
-        self, dim: int, blocks: int = 3, expansion: int = 4, dropout: float = 0.0
+        self,
+        dim: int,
+        blocks: int = 3,
+        expansion: int = 4,
+        dropout: float = 0.0,
+        condition_dim: int = 0,
     ):
         super().__init__()
+        self.condition = nn.Linear(condition_dim, dim) if condition_dim else None
         self.time = nn.Sequential(
             nn.Linear(self.time_dim, self.time_dim),
             nn.SiLU(),
@@ -117,7 +125,7 @@ class ResidualMLP(nn.Module):
         nn.init.normal_(self.out.weight, std=1e-3)
         nn.init.zeros_(self.out.bias)
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Estimate the clean vectors.
 
         Arguments
@@ -126,6 +134,8 @@ class ResidualMLP(nn.Module):
             (N, d) noisy vectors of about unit mean square.
         t : Tensor
             (N,) their times.
+        condition : Tensor, optional
+            (N, condition_dim) of about unit mean square, where one is expected.
 
         Returns
         -------
@@ -133,6 +143,8 @@ class ResidualMLP(nn.Module):
             (N, d) estimates of the clean vectors.
         """
         time = self.time(time_features(t, self.time_dim).to(x.dtype))
+        if self.condition is not None:
+            x = x + self.condition(condition)
         for block in self.blocks:
             x = block(x, time)
         return self.out(x)

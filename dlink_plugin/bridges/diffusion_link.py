@@ -7,14 +7,13 @@ predicts the clean TEXT embedding whatever modality was noised.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
 from .base import Bridge
 from .denoiser import ResidualMLP
+from .normalizer import unit_variance
 from .schedule import NoiseSchedule
 
 __all__ = ["DiffusionLink", "topology_loss"]
@@ -88,6 +87,9 @@ class DiffusionLink(Bridge, name="diffusion_link"):
     torch.Size([3, 8])
     """
 
+    saw = "pairs"
+    inference_arguments = ("start_step", "steps")
+
     def __init__(
         self,
         dim: int,
@@ -113,10 +115,6 @@ class DiffusionLink(Bridge, name="diffusion_link"):
         self.schedule = NoiseSchedule(timesteps)
         self.denoiser = ResidualMLP(dim, blocks, expansion, dropout)
 
-    def _scale(self, unit: Tensor) -> Tensor:
-        # Unit vectors have a mean square of 1/d: unit noise would drown them at once.
-        return unit * math.sqrt(self.dim)
-
     def loss(
         self, audio: Tensor, text: Tensor, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
@@ -136,7 +134,7 @@ class DiffusionLink(Bridge, name="diffusion_link"):
             raise ValueError(
                 "The topology loss compares clips: give batches of 2 or more."
             )
-        a, y = self._scale(audio), self._scale(text)
+        a, y = unit_variance(audio), unit_variance(text)
         here = {"generator": generator, "device": a.device}
         t = torch.randint(1, self.t_max + 1, (len(a),), **here).repeat(2)
         eps = torch.randn(2 * len(a), self.dim, dtype=a.dtype, **here)
@@ -159,14 +157,11 @@ class DiffusionLink(Bridge, name="diffusion_link"):
 
         See ``Bridge.forward`` for arguments and returns.
         """
-        x = self._scale(audio)
-        times = self.schedule.visits(self.start_step, self.steps)
-        eps = torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
-        x = self.schedule.add_noise(x, times[0], eps)
-        for t, t_next in zip(times, [*times[1:], 0], strict=True):
-            z0 = self.denoiser(x, torch.full((len(x),), t, device=x.device))
-            x = self.schedule.ddim_step(x, z0, t, t_next) if t_next else z0
-        return normalize(x, dim=1)
+        a = unit_variance(audio)
+        eps = torch.randn(a.shape, generator=generator, dtype=a.dtype, device=a.device)
+        x = self.schedule.add_noise(a, self.start_step, eps)
+        z0 = self.schedule.reverse(self.denoiser, x, self.start_step, self.steps)
+        return normalize(z0, dim=1)
 
     def draws(
         self, audio: Tensor, k: int, generator: torch.Generator | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -91,6 +92,44 @@ class NoiseSchedule(nn.Module):
         signal_next, noise_next = self._signal_and_noise(t_next, x_t)
         eps_hat = (x_t - signal * z0) / noise
         return signal_next * z0 + noise_next * eps_hat
+
+    def reverse(
+        self,
+        f: Callable[[Tensor, Tensor], Tensor],
+        x: Tensor,
+        start_step: int,
+        steps: int,
+    ) -> Tensor:
+        """The reverse process: DDIM from the start step to 0.
+
+        Arguments
+        ---------
+        f : callable
+            f(x, t), the denoiser: estimates the clean vectors from noisy ones and
+            their (N,) times.
+        x : Tensor
+            (N, ...) noisy vectors at time ``start_step``.
+        start_step : int
+            See ``visits``.
+        steps : int
+            See ``visits``.
+
+        Returns
+        -------
+        z0 : Tensor
+            Of x's shape: the last estimate of the clean vectors.
+
+        Example
+        -------
+        >>> seen = lambda x, t: t[:, None] * torch.ones_like(x)
+        >>> NoiseSchedule(10).reverse(seen, torch.zeros(1, 3), start_step=4, steps=2)
+        tensor([[2., 2., 2.]])
+        """
+        times = self.visits(start_step, steps)
+        for t, t_next in zip(times, [*times[1:], 0], strict=True):
+            z0 = f(x, torch.full((len(x),), t, device=x.device))
+            x = self.ddim_step(x, z0, t, t_next) if t_next else z0
+        return x
 
     @staticmethod
     def visits(start_step: int, steps: int) -> list[int]:

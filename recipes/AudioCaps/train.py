@@ -8,7 +8,6 @@ The run folder gets gap.json, figures, TensorBoard events, checkpoints and ``bri
 which ``DiffusionLink.from_pretrained`` loads.
 """
 
-import copy
 import sys
 from pathlib import Path
 
@@ -45,8 +44,7 @@ def train(hparams, run_opts, pairs, valid, output):
 
 def judge(bridges, test, seed):
     """What stands in the audio's place on test, and its criteria: rows of gap.json."""
-    regressor = copy.deepcopy(bridges["diffusion_link"])
-    regressor.start_step = 0
+    regressor = bridges["diffusion_link"].with_arguments(start_step=0)
     pairs, bridges = test.first_pairs, {**bridges, "diffusion_link_s0": regressor}
     spaces = stand_ins(bridges, test, seed)
     gaps = {k: modality_gap(rows, pairs.text, seed=seed) for k, rows in spaces.items()}
