@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from itertools import pairwise
+from pathlib import Path
 
 import dlink_plugin.compat  # noqa: F401
 
@@ -16,7 +17,7 @@ import yaml
 from hyperpyyaml import load_hyperpyyaml
 from soundfile import SoundFileError
 
-__all__ = ["load_recipe", "plain_errors"]
+__all__ = ["load_hparams", "load_recipe", "plain_errors"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,18 +58,46 @@ def load_recipe(argv: list[str]) -> tuple[str, sb.RunOptions, str, dict]:
             raise ValueError(f"{flag} takes no value; leave {value!r} out.")
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     sb.utils.distributed.ddp_init_group(run_opts)
+    given = _keys(overrides, "the command line") if overrides else []
+    return hparams_file, run_opts, overrides, _load(hparams_file, overrides, given)
+
+
+def load_hparams(hparams_file: str | Path, changes: Mapping) -> dict:
+    """Read a second YAML file that a recipe needs.
+
+    Arguments
+    ---------
+    hparams_file : str or Path
+        The file.
+    changes : mapping
+        Plain values by key, in place of the file's.
+
+    Returns
+    -------
+    hparams : dict
+        The loaded YAML with the changes in place.
+
+    Raises
+    ------
+    ValueError
+        If a change is not a key of the YAML file.
+    FileNotFoundError
+        If the YAML file is missing.
+    """
+    return _load(str(hparams_file), yaml.safe_dump(dict(changes)), changes)
+
+
+def _load(hparams_file: str, overrides: str, given: Iterable[str]) -> dict:
     with open(hparams_file, encoding="utf-8") as file:
         text = file.read()
     keys = _keys(text, hparams_file)
-    given = _keys(overrides, "the command line") if overrides else []
     strange = sorted(set(given) - set(keys))
     if strange:
         raise ValueError(
             f"{hparams_file} has no key {', '.join(map(repr, strange))}; "
             f"its keys are {', '.join(k for k in keys if not k.startswith('_'))}."
         )
-    hparams = _Hparams(load_hyperpyyaml(text, overrides), hparams_file)
-    return hparams_file, run_opts, overrides, hparams
+    return _Hparams(load_hyperpyyaml(text, overrides), hparams_file)
 
 
 class _Hparams(dict):

@@ -14,9 +14,16 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["cosine_histograms", "migration", "start_step_sweep"]
+__all__ = [
+    "comparison",
+    "cosine_histograms",
+    "migration",
+    "migration_panels",
+    "start_step_sweep",
+]
 
 _AUDIO, _TEXT, _BRIDGED, _GRAY = "#D55E00", "#56B4E9", "#00583E", "#8C8C8C"
+_SAW = {"nothing": _GRAY, "means": "#CC79A7", "text": "#0072B2", "pairs": _BRIDGED}
 _ARROW = {
     "arrowstyle": "-|>",
     "mutation_scale": 9,
@@ -220,7 +227,115 @@ def start_step_sweep(
     return figure
 
 
-def _legend(figure: Figure, columns: int) -> None:
+def comparison(rows: Mapping[str, Mapping], criterion: str) -> Figure:
+    """One criterion of many bridges: a dot with its standard deviation for each.
+
+    Arguments
+    ---------
+    rows : Mapping[str, Mapping]
+        Name -> "saw" and criterion -> {"mean", "std"}; those without it are left out.
+    criterion : str
+        Which one.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        Bridges from top to bottom in the order given, colored by what they saw; lines
+        mark "none" and "ceiling".
+
+    Example
+    -------
+    >>> row = {"saw": "pairs", "paired_cosine": {"mean": 0.9, "std": 0.01}}
+    >>> figure = comparison({"mlp": row, "ridge": row}, "paired_cosine")
+    >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    ['mlp', 'ridge']
+    """
+    values = {name: row[criterion] for name, row in rows.items() if criterion in row}
+    figure = Figure(
+        figsize=(7.2, 1.6 + 0.28 * len(values)), dpi=_DPI, layout="constrained"
+    )
+    panel = figure.add_subplot()
+    for place, (name, value) in enumerate(values.items()):
+        saw = rows[name]["saw"]
+        bar = {"xerr": value["std"], "capsize": 3, "color": _SAW[saw], "fmt": "o"}
+        panel.errorbar(value["mean"], place, **bar, label=f"saw {saw}")
+    for name, style in (("none", "--"), ("ceiling", ":")):
+        if name in values:
+            panel.axvline(values[name]["mean"], color=_GRAY, ls=style, label=name)
+    panel.set_yticks(range(len(values)), values.keys())
+    panel.invert_yaxis()
+    panel.grid(axis="y", alpha=0.3)
+    panel.set_xlabel(f"{criterion.replace('_', ' ')} (bar: std over runs)")
+    _legend(figure, columns=3)
+    return figure
+
+
+def migration_panels(
+    audio: torch.Tensor | np.ndarray,
+    text: torch.Tensor | np.ndarray,
+    moved: Mapping[str, torch.Tensor | np.ndarray],
+    *,
+    clips: int = 300,
+    seed: int = 0,
+) -> Figure:
+    """Where each bridge takes the audio embeddings, all panels in the same axes.
+
+    Axes and colors are those of ``migration``.
+
+    Arguments
+    ---------
+    audio : torch.Tensor | np.ndarray
+        Shape (N, d).
+    text : torch.Tensor | np.ndarray
+        Shape (N, d): row i is a caption of clip i.
+    moved : Mapping[str, torch.Tensor | np.ndarray]
+        Name -> (N, d), in the same space.
+    clips : int
+        At most so many are drawn, the same ones everywhere.
+    seed : int
+        Of the choice of clips.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        Four panels a row.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, N < 2, or a row is zero or not finite.
+
+    Example
+    -------
+    >>> audio, text = np.eye(8)[:4], np.eye(8)[4:]
+    >>> figure = migration_panels(audio, text, {"none": audio, "perfect": text})
+    >>> [panel.get_title() for panel in figure.axes]
+    ['none', 'perfect']
+    """
+    audio, text, *ends = _unit_rows(audio=audio, text=text, **moved)
+    center, axes, share = _principal_plane(np.vstack([text, audio]))
+    shown = np.random.default_rng(seed).permutation(len(audio))[:clips]
+    start, goal, *ends = ((x[shown] - center) @ axes for x in (audio, text, *ends))
+
+    lines = -(-len(ends) // 4)
+    size = (11.0, 0.8 + 2.6 * lines)
+    figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
+    panels = figure.subplots(lines, 4, sharex=True, sharey=True, squeeze=False).ravel()
+    for panel, name, end in zip(panels, moved, ends, strict=False):
+        panel.scatter(*goal.T, 14, facecolors="none", edgecolors=_TEXT, label="text")
+        panel.scatter(*start.T, 5, color=_AUDIO, lw=0, label="audio")
+        panel.scatter(*end.T, 5, color=_BRIDGED, lw=0, label="bridged audio")
+        panel.set_title(name)
+        panel.set_aspect("equal")
+    for empty in panels[len(ends) :]:
+        empty.remove()
+    explained = " and ".join(f"{100 * part:.0f} %" for part in share)
+    figure.suptitle(f"First two principal components of text and audio ({explained})")
+    _legend(figure, columns=3, markerscale=2)
+    return figure
+
+
+def _legend(figure: Figure, columns: int, markerscale: float = 1) -> None:
     """One legend below all panels, each label once."""
     labeled = {}
     for panel in figure.axes:
@@ -231,6 +346,7 @@ def _legend(figure: Figure, columns: int) -> None:
         labeled.keys(),
         loc="outside lower center",
         ncols=columns,
+        markerscale=markerscale,
         frameon=False,
     )
 
@@ -245,7 +361,7 @@ def _unit_rows(**named: torch.Tensor | np.ndarray) -> list[np.ndarray]:
     first = next(iter(shapes.values()))
     if len(set(shapes.values())) > 1 or len(first) != 2 or first[0] < 2:
         raise ValueError(
-            f"The shapes are {shapes}; pass three arrays of one shape (N, d), N >= 2, "
+            f"The shapes are {shapes}; pass arrays of one shape (N, d), N >= 2, "
             "whose rows i are the same clip."
         )
     for name, rows in arrays.items():

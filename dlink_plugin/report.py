@@ -14,20 +14,24 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from . import figures
 from .embeddings import Embeddings
 from .scoring import compare, write_predictions
 
 __all__ = [
     "captions_table",
+    "comparison_table",
     "gap_table",
     "log_captions",
     "log_embeddings",
     "log_run",
     "over_seeds",
+    "rivals_table",
     "save_figures",
     "scores_table",
     "seeds_table",
     "write_captions",
+    "write_comparison",
     "write_json",
 ]
 
@@ -41,6 +45,14 @@ _SHOWN = (
     "recall@1_audio_to_text",
     "recall@10_audio_to_text",
     "topology_error",
+)
+_COMPARED = (
+    *_SHOWN[:3],
+    "frechet_distance",
+    *_SHOWN[3:],
+    "displacement_cosine",
+    "nearest_text_nearer",
+    "cider_d",
 )
 _PROJECTED_CLIPS = 500
 _SHOWN_CAPTIONS = 50
@@ -198,9 +210,115 @@ def seeds_table(summary: Mapping) -> str:
     lines = [["criterion", *rows], ["---"] * (len(rows) + 1)]
     for criterion in next(iter(rows.values())):
         cells = [row.get(criterion) for row in rows.values()]
-        shown = [f"{c['mean']:.3f} ± {c['std']:.3f}" if c else "" for c in cells]
-        lines.append([criterion, *shown])
+        lines.append([criterion, *map(_cell, cells)])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def comparison_table(rows: Mapping[str, Mapping]) -> str:
+    """A Markdown table of bridges: what each saw, the criteria people look at first.
+
+    Arguments
+    ---------
+    rows : mapping
+        "bridges" of compare.json.
+
+    Returns
+    -------
+    text : str
+        With the reason in place of the figures where a bridge failed.
+
+    Example
+    -------
+    >>> row = {"paired_cosine": {"mean": 0.5, "std": 0.1}, "saw": "pairs", "seconds": 9}
+    >>> print(comparison_table({"mlp": row}).splitlines()[-1])
+    | `mlp` | pairs | 0.500 ± 0.100 | 9 |
+    """
+    shown = [k for k in _COMPARED if any(k in row for row in rows.values())]
+    heads = ["bridge", "saw", *(k.replace("_", " ") for k in shown), "seconds"]
+    lines = [heads, ["---"] * len(heads)]
+    for name, row in rows.items():
+        if "error" in row:
+            cells = [f"failed: {row['error']}".replace("|", "/"), *[""] * len(shown)]
+        else:
+            cells = [_cell(row.get(key)) for key in shown] + [f"{row['seconds']:.0f}"]
+        lines.append([f"`{name}`", row["saw"], *cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def rivals_table(against: Mapping[str, Mapping]) -> str:
+    """A Markdown table of Diffusion-Link against the other diffusion bridges.
+
+    Arguments
+    ---------
+    against : mapping
+        "diffusion_link_against" of compare.json.
+
+    Returns
+    -------
+    text : str
+        Each cell: the verdict, and the difference with its 95 % interval.
+    """
+    if not against:
+        return ""
+    criteria = list(next(iter(against.values())))
+    heads = ["diffusion_link against", *(k.replace("_", " ") for k in criteria)]
+    lines = [heads, ["---"] * len(heads)]
+    for name, row in against.items():
+        form = "{verdict}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]"
+        lines.append([f"`{name}`", *(form.format(**cell) for cell in row.values())])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def write_comparison(
+    folder: str | Path,
+    result: Mapping,
+    audio: Tensor,
+    text: Tensor,
+    moved: Mapping[str, Tensor],
+) -> None:
+    """Write compare.json, compare.md, the figures and TensorBoard, and print the table.
+
+    Arguments
+    ---------
+    folder : str or Path
+        The run folder.
+    result : mapping
+        The content of compare.json.
+    audio : Tensor
+        (N, d) test clips of one run, to draw their migration.
+    text : Tensor
+        (N, d) their captions.
+    moved : mapping of str to Tensor
+        (N, d) where each bridge takes them, in the encoder's space.
+    """
+    folder, rows = Path(folder), result["bridges"]
+    write_json(folder / "compare.json", result)
+    runs = f"{len(result['seeds'])} seed(s), {result['folds']} fold(s)"
+    table = f"{result['data']}: {result['clips']} clips, {runs}\n\n" + "\n\n".join(
+        [comparison_table(rows), rivals_table(result["diffusion_link_against"])]
+    )
+    (folder / "compare.md").write_text(table.rstrip() + "\n", encoding="utf-8")
+    drawn = {name: row for name, row in rows.items() if "error" not in row}
+    criteria = dict.fromkeys(
+        key for row in drawn.values() for key in row if isinstance(row[key], dict)
+    )
+    pictures = {
+        key.replace("@", "_at_"): figures.comparison(drawn, key) for key in criteria
+    }
+    pictures["migration"] = figures.migration_panels(audio, text, moved)
+    (folder / "figures").mkdir(exist_ok=True)
+    with SummaryWriter(folder / "tensorboard") as writer:
+        save_figures(folder / "figures", pictures, writer, 0)
+        writer.add_text("compare", table)
+        for name, row in drawn.items():
+            means = {f"test/{k}": row[k]["mean"] for k in criteria if k in row}
+            what = {"bridge": name, "saw": row["saw"]}
+            writer.add_hparams(what, means, run_name=name)
+    print(f"\n{table}\n\nIn {folder}: compare.json, compare.md, figures, tensorboard/")
+
+
+def _cell(value: Mapping | None) -> str:
+    return f"{value['mean']:.3f} ± {value['std']:.3f}" if value else ""
 
 
 def write_json(path: str | Path, content: Mapping) -> None:

@@ -123,6 +123,11 @@ class ResumableBrain(sb.Brain):
             purged = self.optimizer_step + 1 if self.optimizer_step else None
             self.writer = SummaryWriter(self.folder / "tensorboard", purge_step=purged)
 
+    def close_writer(self):
+        """Closes TensorBoard where it is open: one of many runs in a process."""
+        if self.writer is not None:
+            self.writer.close()
+
     def on_stage_start(self, stage, epoch=None):
         """Remembers the epoch."""
         self.epoch = epoch

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch.nn.functional import normalize
 from .bridges import Bridge
 from .corpora import load_texts
 from .embeddings import Embeddings, embed_splits, embed_texts
-from .encoders import load_encoder
+from .encoders import FrozenEncoder, load_encoder
 from .judge import load_bridges
 from .pairs import Captioned, seeded
 from .scoring import clean
@@ -26,6 +27,8 @@ __all__ = [
     "as_they_are",
     "audio_task",
     "clean_captions",
+    "decoder_task",
+    "embed_training_texts",
     "gather",
     "text_task",
 ]
@@ -174,11 +177,32 @@ def gather(hparams: Mapping, device: str) -> Material:
     encoder = load_encoder(str(hparams["clap"])).to(device)
     data = embed_splits(hparams, encoder)
     bridges, name = load_bridges(hparams["bridge"], data["train"], hparams["seed"])
+    return Material(data, *embed_training_texts(hparams, encoder), bridges, name)
+
+
+def embed_training_texts(
+    hparams: Mapping, encoder: FrozenEncoder
+) -> tuple[list[str], Tensor]:
+    """The captions that a decoder is trained on, and their embeddings.
+
+    Arguments
+    ---------
+    hparams : mapping
+        ``train_texts``, ``data_folder`` and ``cache_folder``.
+    encoder : FrozenEncoder
+        From ``load_encoder``.
+
+    Returns
+    -------
+    texts : list of str
+        M captions.
+    embedded : Tensor
+        (M, d), on the encoder's device.
+    """
     cache, source = hparams["cache_folder"], str(hparams["train_texts"])
     texts = load_texts(source, hparams["data_folder"], cache_folder=cache)
     _, texts = clean_captions(texts, source)
-    embedded = embed_texts(texts, encoder, cache).to(device)
-    return Material(data, texts, embedded, bridges, name)
+    return texts, embed_texts(texts, encoder, cache).to(encoder.device)
 
 
 def text_task(
@@ -216,6 +240,41 @@ def text_task(
         {"text": valid.text[read], **(probes or {})},
         [clip.captions for clip in valid.clips],
     )
+
+
+def decoder_task(
+    bridge: Bridge,
+    texts: Sequence[str],
+    embedded: Tensor,
+    valid: Embeddings,
+    probes: Mapping[str, Tensor] | None = None,
+) -> CaptionTask:
+    """What a zero-shot decoder learns that will read a bridge: its kind of text.
+
+    Arguments
+    ---------
+    bridge : Bridge
+        Whose ``text_space`` and ``noise_variance`` count.
+    texts : sequence of str
+        See ``text_task``.
+    embedded : Tensor
+        See ``text_task``.
+    valid : Embeddings
+        See ``text_task``.
+    probes : mapping of str to Tensor, optional
+        See ``text_task``.
+
+    Returns
+    -------
+    task : CaptionTask
+    """
+    with torch.no_grad():
+        embedded = bridge.text_space(embedded)
+        valid = replace(valid, text=bridge.text_space(valid.text))
+    inputs = as_they_are
+    if bridge.noise_variance:
+        inputs = partial(add_noise, variance=bridge.noise_variance)
+    return text_task(texts, embedded, valid, inputs, probes)
 
 
 def audio_task(

@@ -162,6 +162,13 @@ class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license
         return list(inspect.signature(cls.__init__).parameters)[1:]
 
     @property
+    def reading(self) -> str:
+        """Which decoder reads it: one trained on "text", on "noise", or on its own."""
+        if self.own_text_space:
+            return self.name
+        return "noise" if self.noise_variance else "text"
+
+    @property
     def config(self) -> dict:
         """What rebuilds this bridge: its name and constructor arguments."""
         arguments = {key: getattr(self, key) for key in self.arguments()}

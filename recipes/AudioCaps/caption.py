@@ -23,27 +23,48 @@ from dlink_plugin.console import load_recipe, plain_errors
 from dlink_plugin.judge import stand_ins
 from dlink_plugin.mini.language import write_lm
 from dlink_plugin.report import log_captions, write_captions
-from dlink_plugin.tasks import add_noise, as_they_are, audio_task, gather, text_task
+from dlink_plugin.tasks import (
+    add_noise,
+    as_they_are,
+    audio_task,
+    decoder_task,
+    gather,
+    text_task,
+)
 
 
 def zero_shot(hparams, train, write, its):
-    """One decoder, trained on text, reads whatever stands where text was."""
+    """One decoder, trained on text, reads whatever stands where text was.
+
+    A bridge with noise or a text space of its own gets a decoder of its own as well.
+    """
     valid, seed, kind = its.data["val"], hparams["seed"], hparams["text_input"]
     noisy = partial(add_noise, variance=hparams["noise_variance"])
     inputs = {"plain": as_they_are, "noise": noisy}
-    inputs |= {"bridged": its.bridges[its.name]} if its.name in its.bridges else {}
+    bridge = its.bridges.get(its.name)
+    own_text = bridge is not None and bridge.reading != "text"
+    if bridge is not None and not own_text:
+        inputs["bridged"] = bridge
     if kind not in inputs:
         raise ValueError(f"text_input {kind!r} is not one of {', '.join(inputs)}.")
-    test, controls = stand_ins(its.bridges, its.data["test"], seed), {}
+    test, captions = stand_ins(its.bridges, its.data["test"], seed), {}
     if hparams["controls"]:
         task = text_task(its.texts, its.embedded, valid, noisy)
-        controls["noise_trained"] = write(
+        captions["noise_trained"] = write(
             train(task, "noise_trained").load_best(), test["none"]
         )
     probes = stand_ins(its.bridges, valid, seed)
-    brain = train(text_task(its.texts, its.embedded, valid, inputs[kind], probes))
+    task = text_task(its.texts, its.embedded, valid, inputs[kind], probes)
+    if own_text:
+        rows, test = test, {its.name: test.pop(its.name)}
+        plain = train(task, "plain").load_best()
+        captions |= {name: write(plain, each) for name, each in rows.items()}
+        plain.save_pretrained(Path(hparams["output_folder"]) / "plain_decoder")
+        shown = {its.name: probes[its.name]}
+        task = decoder_task(bridge, its.texts, its.embedded, valid, shown)
+    brain = train(task)
     decoder = brain.load_best()
-    return brain, {name: write(decoder, rows) for name, rows in test.items()} | controls
+    return brain, captions | {name: write(decoder, rows) for name, rows in test.items()}
 
 
 def supervised(hparams, train, write, its):

@@ -30,17 +30,30 @@ def main(argv):
     device = run_opts.device or sb.utils.distributed.infer_device()
     trained = Path(hparams["trained"])
     decoder = PrefixDecoder.from_pretrained(trained / "decoder").to(device)
+    plain = decoder  # unless that one was trained for a bridge with its own text
+    if (trained / "plain_decoder").is_dir():
+        plain = PrefixDecoder.from_pretrained(trained / "plain_decoder").to(device)
     bridges = {"mean_shift": MeanShift.from_pretrained(trained / "mean_shift")}
     name = "none"
     if hparams["bridge"] != "none":
         bridge = load_bridge(hparams["bridge"], decoder.dim, seed)
         bridges[bridge.name], name = bridge, bridge.name
+        if bridge.reading == "text":
+            decoder = plain
+        elif decoder is plain:
+            raise ValueError(
+                f"{trained} has no decoder for {name}, which brings its own text; run "
+                f"caption.py hparams/zero_shot.yaml --bridge {hparams['bridge']}."
+            )
 
     encoder = load_encoder(str(hparams["clap"])).to(device)
     clips = embed_splits(hparams, encoder, ["test"])["test"]
     rows = stand_ins({k: each.to(device) for k, each in bridges.items()}, clips, seed)
     options = {"progressbar": not run_opts.noprogressbar, **hparams["generation"]}
-    captions = {k: decoder.generate(each, **options) for k, each in rows.items()}
+    captions = {
+        key: (decoder if key == name else plain).generate(each, **options)
+        for key, each in rows.items()
+    }
 
     title = f"{clips.title}, {hparams['clap']} CLAP"
     result = write_captions(output, title, clips, captions, name)

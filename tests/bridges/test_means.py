@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from dlink_plugin.bridges import Bridge, MeanShift
+from dlink_plugin.bridges import C3, Bridge, CapDec, Identity, MeanShift
 
 
 def pairs(number=50, dim=6, seed=0):
@@ -85,3 +85,49 @@ def test_a_saved_one_loads_as_what_it_was(tmp_path, kind):
     assert type(loaded) is MeanShift
     assert loaded.config == {"format": 1, "bridge": "mean_shift", "dim": 6}
     assert torch.equal(loaded(audio), bridge(audio))
+
+
+# None, CapDec, C3
+
+
+@pytest.mark.parametrize("kind", [Identity, CapDec])
+def test_they_leave_the_embedding_to_the_decoder(kind):
+    audio, text = pairs()
+    bridge = kind(6)
+    bridge.fit(audio, text)
+    assert torch.equal(bridge(audio), audio)
+    assert torch.equal(bridge.text_space(text), text)
+    assert bridge.saw == "nothing"
+
+
+def test_only_capdec_and_c3_want_noise_for_the_decoder():
+    variances = {n: k(8).noise_variance for n, k in Bridge.registry.items()}
+    noisy = {name for name, variance in variances.items() if variance}
+    assert noisy == {"capdec", "c3"}
+    assert {variances[name] for name in noisy} == {0.016}  # as published
+    assert (Identity(6).reading, CapDec(6).reading) == ("text", "noise")
+    assert CapDec(6, noise_variance=0.0).reading == "text"
+
+
+def test_c3_centers_each_modality_by_its_own_mean():
+    audio, text = pairs()
+    bridge = C3(6)
+    bridge.fit(audio, text)
+    expected = normalize(audio - audio.mean(0), dim=1)
+    torch.testing.assert_close(bridge(audio), expected)
+    expected = normalize(text - text.mean(0), dim=1)
+    torch.testing.assert_close(bridge.text_space(text), expected)
+    # both clouds lie around the origin now, where there is no gap between them
+    assert bridge(audio).mean(0).norm() < 0.1 < audio.mean(0).norm()
+    assert bridge.reading == "c3" and bridge.own_text_space
+
+
+def test_c3_maps_back_exactly():
+    audio, text = pairs()
+    bridge = C3(6)
+    bridge.fit(audio, text)
+    back = bridge.encoder_space(bridge.text_space(text))
+    torch.testing.assert_close(back, text)
+    back = bridge.encoder_space(bridge(audio))
+    torch.testing.assert_close(back.norm(dim=1), torch.ones(50))
+    torch.testing.assert_close(bridge.text_space(back), bridge(audio))

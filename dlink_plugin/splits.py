@@ -1,0 +1,168 @@
+"""What a comparison trains, chooses and tests on: a corpus, or arrays in folds."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from .embeddings import Embeddings
+from .pairs import Pairs, seeded
+
+__all__ = ["Split", "corpus_split", "fold_splits", "read_arrays"]
+
+logger = logging.getLogger(__name__)
+
+_PAIRS_PER_FOLD = 10  # below, recall@10 is 1 whatever the bridge does
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs to train on, to choose on and to test on.
+
+    Arguments
+    ---------
+    train : Pairs
+        Every caption with its clip.
+    valid : Pairs
+        One caption of each clip.
+    test : Pairs
+        One caption of each clip.
+    second : Tensor, optional
+        (N, d) another caption of each test clip: the ceiling.
+    """
+
+    train: Pairs
+    valid: Pairs
+    test: Pairs
+    second: Tensor | None = None
+
+
+def corpus_split(data: Mapping[str, Embeddings]) -> Split:
+    """The splits "train", "val" and "test" of an embedded corpus."""
+    test = data["test"]
+    second = None if test.second_text is None else test.text[test.second_text]
+    return Split(data["train"].pairs, data["val"].first_pairs, test.first_pairs, second)
+
+
+def read_arrays(
+    audio_file: str | Path, text_file: str | Path
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Paired embeddings of any encoder and any two modalities, from ``.npy`` files.
+
+    Arguments
+    ---------
+    audio_file : str or Path
+        (N, d) numbers of any scale: rows are L2-normalized here. Pickled objects are
+        refused.
+    text_file : str or Path
+        (N, d), row i paired with row i of the other.
+
+    Returns
+    -------
+    audio : Tensor
+        (M, d) float32.
+    text : Tensor
+        (M, d) float32.
+    skipped : list of int
+        The N - M rows that are zero or not finite in either file; they are logged.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If a file is no array of numbers, or the two do not fit together.
+    """
+    audio, text = _read(audio_file), _read(text_file)
+    if audio.shape != text.shape:
+        raise ValueError(
+            f"{audio_file} has shape {audio.shape} but {text_file} {text.shape}; row i "
+            "of each must be a pair, so give arrays of one length and one width."
+        )
+    good = np.isfinite(audio).all(1) & np.isfinite(text).all(1)
+    good &= audio.any(1) & text.any(1)
+    skipped = np.flatnonzero(~good).tolist()
+    if skipped:
+        logger.warning(
+            "%d of %d pairs are left out, zero or not finite in %s or %s; rows %s",
+            *(len(skipped), len(audio), audio_file, text_file),
+            f"{skipped[:10]}{' and more' if len(skipped) > 10 else ''}",
+        )
+    rows = (torch.from_numpy(side[good]).float() for side in (audio, text))
+    return *(normalize(side, dim=1) for side in rows), skipped
+
+
+def _read(file: str | Path) -> np.ndarray:
+    try:
+        array = np.load(file, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(
+            f"{file} is not a .npy file of numbers ({error}); save it with "
+            "numpy.save(file, array)."
+        ) from error
+    numeric = isinstance(array, np.ndarray) and array.dtype.kind in "fiu"
+    if not numeric or array.ndim != 2 or not array.size:
+        what = f"{array.dtype} {array.shape}" if hasattr(array, "shape") else "several"
+        raise ValueError(f"{file} holds {what}; give one array (N, d) of numbers.")
+    return array.astype(np.float64)
+
+
+def fold_splits(audio: Tensor, text: Tensor, folds: int, seed: int) -> list[Split]:
+    """Each fold in turn is the test; what is left is for training and choosing.
+
+    A fifth of what is left is for choosing (validation), so no fold's bridge has seen
+    its test pairs. The order is random and follows from the seed.
+
+    Arguments
+    ---------
+    audio : Tensor
+        (N, d).
+    text : Tensor
+        (N, d), row i paired with row i of ``audio``.
+    folds : int
+        2 or more.
+    seed : int
+        Of the order.
+
+    Returns
+    -------
+    splits : list of Split
+        As many as folds.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer than 2 folds, or fewer than 10 pairs in a fold.
+
+    Example
+    -------
+    >>> a = torch.eye(40)
+    >>> [len(split.test) for split in fold_splits(a, a, folds=4, seed=0)]
+    [10, 10, 10, 10]
+    """
+    if folds < 2:
+        raise ValueError(f"--folds {folds} leaves nothing to train on; give 2 or more.")
+    if len(audio) < _PAIRS_PER_FOLD * folds:
+        raise ValueError(
+            f"{len(audio)} pairs are too few for {folds} folds of {_PAIRS_PER_FOLD} or "
+            "more; give more pairs or fewer --folds."
+        )
+    parts = torch.randperm(len(audio), generator=seeded(seed)).tensor_split(folds)
+    splits = []
+    for number, test in enumerate(parts):
+        rest = torch.cat([*parts[:number], *parts[number + 1 :]])
+        valid, train = rest.tensor_split([len(rest) // 5])
+        rows = (train, valid, test)
+        splits.append(Split(*(_pairs(audio[some], text[some]) for some in rows)))
+    return splits
+
+
+def _pairs(audio: Tensor, text: Tensor) -> Pairs:
+    return Pairs(audio, text, torch.arange(len(audio)))
