@@ -10,11 +10,22 @@ import importlib
 
 _HOMES = {
     "Bridge": "bridges",
+    "C3": "bridges",
+    "CapDec": "bridges",
     "ClapEncoder": "encoders",
+    "DeCap": "bridges",
+    "DiffGAP": "bridges",
+    "DiffusionBridge": "bridges",
     "DiffusionLink": "bridges",
+    "DiffusionPrior": "bridges",
+    "Identity": "bridges",
     "LaionClapEncoder": "encoders",
+    "MLPRegressor": "bridges",
     "MeanShift": "bridges",
     "PrefixDecoder": "decoder",
+    "Procrustes": "bridges",
+    "RectifiedFlow": "bridges",
+    "Ridge": "bridges",
     "load_encoder": "encoders",
     "modality_gap": "gap",
 }

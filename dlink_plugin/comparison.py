@@ -5,108 +5,38 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import dlink_plugin.compat  # noqa: F401
 
-import numpy as np
 from speechbrain.utils.distributed import if_main_process
 from torch import Tensor
 
 from .brains import train_bridge, train_decoder
 from .bridges import Bridge, Identity
 from .embeddings import Embeddings
-from .gap import (
-    CRITERIA,
-    HIGHER_IS_BETTER,
-    interval,
-    migration_criteria,
-    modality_gap,
-    resampled_criteria,
-)
+from .gap import migration_criteria, modality_gap
 from .judge import choose, cross
 from .scoring import cider_d
 from .splits import Split
+from .standings import Run, mapped_back
 from .tasks import decoder_task
 
 __all__ = [
-    "Run",
     "add_captions",
     "check_names",
     "claim",
     "compare_once",
-    "mapped_back",
-    "rivals",
-    "summarize",
     "train_contender",
 ]
 
 logger = logging.getLogger(__name__)
 
 CONTROLS = ("shuffled", "ceiling")
-
-# What Diffusion-Link is held against, in the spaces they are judged in.
-RIVALS = (
-    "diffusion_bridge",
-    "diffusion_bridge_mapped_back",
-    "diffusion_prior",
-    "diffgap",
-    "rectified_flow",
-)
-_HELD = (
-    "paired_cosine",
-    "centroid_distance",
-    "relative_modality_gap",
-    "frechet_distance",
-    "recall@10_audio_to_text",
-)
-
-
-@dataclass
-class Run:
-    """What one seed gave, on one fold: everything by the name of its row.
-
-    Arguments
-    ---------
-    seed : int
-        Of training and noise.
-    fold : int
-        Which of the splits.
-    criteria : dict of str to dict
-        On test.
-    spaces : dict of str to tuple of Tensor
-        (N, d) what stands for the test clips, and the (N, d) texts it is judged by.
-    moved : dict of str to Tensor
-        (N, d) where the test clips are behind the bridge, in the encoder's space.
-    bridges : dict of str to Bridge
-        The chosen ones.
-    chosen : dict of str to dict
-        Their settings.
-    seconds : dict of str to float
-        What fitting, training and choosing took.
-    errors : dict of str to str
-        Why a bridge has no row.
-    """
-
-    seed: int
-    fold: int = 0
-    criteria: dict[str, dict[str, float]] = field(default_factory=dict)
-    spaces: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    moved: dict[str, Tensor] = field(default_factory=dict)
-    bridges: dict[str, Bridge] = field(default_factory=dict)
-    chosen: dict[str, dict] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    errors: dict[str, str] = field(default_factory=dict)
-
-
-def mapped_back(name: str) -> str:
-    """The second row of a bridge with its own text space."""
-    return f"{name}_mapped_back"
 
 
 def check_names(names: Sequence[str], settings: Mapping[str, Sequence]) -> list[str]:
@@ -234,19 +164,18 @@ def train_contender(
         if key not in trained:
             build = partial(kind, **common | fixed)
             trained[key] = _train(build, hparams, run_opts, split, Path(folder) / key)
-        tried.append((dict(setting), trained[key].with_arguments(**later)))
+        tried.append((trained[key].with_arguments(**later), dict(setting)))
     if len(tried) == 1:
-        return tried[0][::-1]
+        return tried[0]
     audio, text = split.valid[:]
     raw = modality_gap(audio, text, separability=False)
     rows = [
         modality_gap(
             cross(bridge, audio, seed), bridge.text_space(text), separability=False
         )
-        for _, bridge in tried
+        for bridge, _ in tried
     ]
-    best = rows.index(choose(rows, raw, hparams["keep_recall"]))
-    return tried[best][::-1]
+    return tried[rows.index(choose(rows, raw, hparams["keep_recall"]))]
 
 
 def _train(build, hparams: Mapping, run_opts, split: Split, folder: Path) -> Bridge:
@@ -396,103 +325,3 @@ def add_captions(
             rows = run.spaces[name][0]
             written = decoder.generate(rows, **hparams["generation"])
             run.criteria[name]["cider_d"] = cider_d(written, references)
-
-
-def summarize(runs: Sequence[Run]) -> dict[str, dict]:
-    """The rows of compare.json: mean and standard deviation over runs.
-
-    Arguments
-    ---------
-    runs : sequence of Run
-        Of the same bridges, over seeds and folds.
-
-    Returns
-    -------
-    rows : dict of str to dict
-        Criterion to ``{"mean": float, "std": float}`` (with n - 1; 0 for one run),
-        "saw" and "seconds"; "saw" and "error" where a run failed. "chance" is what
-        retrieval gives to random embeddings.
-    """
-    names = dict.fromkeys(name for run in runs for name in run.criteria)
-    failed = {name: why for run in runs for name, why in run.errors.items()}
-    rows = {}
-    for name in [*names, *failed]:
-        base = name.removesuffix(mapped_back(""))
-        if base in failed:
-            rows[name] = {"saw": _saw(base), "error": failed[base]}
-            continue
-        tables = [run.criteria[name] for run in runs]
-        shared = [key for key in tables[0] if all(key in table for table in tables)]
-        rows[name] = {key: _mean_and_std([t[key] for t in tables]) for key in shared}
-        seconds = statistics.mean(run.seconds.get(base, 0.0) for run in runs)
-        rows[name] |= {"saw": _saw(base), "seconds": seconds}
-    sizes = [len(text) for run in runs for _, text in list(run.spaces.values())[:1]]
-    if sizes:
-        rows["chance"] = _chance(sizes) | {"saw": "nothing", "seconds": 0.0}
-    return rows
-
-
-def _saw(name: str) -> str:
-    if name == "shuffled":
-        name = "diffusion_link"
-    return Bridge.registry[name].saw if name in Bridge.registry else "nothing"
-
-
-def _mean_and_std(values: Sequence[float]) -> dict[str, float]:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return {"mean": statistics.mean(values), "std": spread}
-
-
-def _chance(sizes: Sequence[int]) -> dict[str, dict[str, float]]:
-    recalls = [key for key in CRITERIA if key.startswith("recall@")]
-    k = {key: int(key.split("@")[1].split("_")[0]) for key in recalls}
-    return {key: _mean_and_std([min(1, k[key] / n) for n in sizes]) for key in recalls}
-
-
-def rivals(runs: Sequence[Run], draws: int) -> dict[str, dict[str, dict]]:
-    """Diffusion-Link held against the other diffusion bridges, by paired bootstrap.
-
-    The difference is that of the means over runs; clips are resampled, the same ones
-    for all bridges and all seeds.
-
-    Arguments
-    ---------
-    runs : sequence of Run
-        Over seeds and folds.
-    draws : int
-        Number of resamples.
-
-    Returns
-    -------
-    table : dict of str to dict
-        Rival to criterion to "difference" (Diffusion-Link minus rival), "low" and
-        "high" (95 %), and "verdict": "better", "worse", or "level" where the interval
-        includes 0. Empty without Diffusion-Link.
-    """
-    everywhere = set.intersection(*(set(run.spaces) for run in runs))
-    if "diffusion_link" not in everywhere:
-        return {}
-    ours = _resampled(runs, "diffusion_link", draws)
-    return {
-        name: {key: _verdict(key, ours[key] - theirs[key]) for key in _HELD}
-        for name in RIVALS
-        if name in everywhere
-        for theirs in [_resampled(runs, name, draws)]
-    }
-
-
-def _resampled(runs: Sequence[Run], name: str, draws: int) -> dict[str, np.ndarray]:
-    each = [
-        resampled_criteria(*run.spaces[name], draws=draws, seed=run.fold)
-        for run in runs
-    ]
-    return {key: np.mean([one[key] for one in each], axis=0) for key in each[0]}
-
-
-def _verdict(criterion: str, differences: np.ndarray) -> dict[str, float | str]:
-    difference, low, high = interval(differences)
-    verdict = "level"
-    if low > 0 or high < 0:
-        good = (difference > 0) == (criterion in HIGHER_IS_BETTER)
-        verdict = "better" if good else "worse"
-    return {"difference": difference, "low": low, "high": high, "verdict": verdict}

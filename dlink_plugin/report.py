@@ -246,7 +246,7 @@ def comparison_table(rows: Mapping[str, Mapping]) -> str:
 
 
 def rivals_table(against: Mapping[str, Mapping]) -> str:
-    """A Markdown table of Diffusion-Link against the other diffusion bridges.
+    """A Markdown table of Diffusion-Link against its rivals.
 
     Arguments
     ---------

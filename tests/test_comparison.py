@@ -10,18 +10,16 @@ from torch.nn.functional import normalize
 from dlink_plugin import comparison
 from dlink_plugin.bridges import Bridge
 from dlink_plugin.comparison import (
-    Run,
     check_names,
     claim,
     compare_once,
-    rivals,
-    summarize,
     train_contender,
 )
 from dlink_plugin.console import load_hparams
-from dlink_plugin.gap import CRITERIA, modality_gap, paired_bootstrap
+from dlink_plugin.gap import CRITERIA, modality_gap
 from dlink_plugin.pairs import Pairs, seeded
 from dlink_plugin.splits import Split
+from dlink_plugin.standings import summarize
 
 YAML = Path(__file__).parents[1] / "hparams" / "compare.yaml"
 DIM = 16
@@ -280,15 +278,6 @@ def test_a_bridge_that_fails_takes_no_other_along(
     assert expected[broken] in rows["mean_shift"]["error"]
 
 
-def test_a_bridge_that_fails_for_one_seed_has_no_mean():
-    whole = Run(1, criteria={"mlp": {"paired_cosine": 0.5}})
-    broken = Run(2, errors={"mlp": "ValueError: no"})
-    assert summarize([whole, broken])["mlp"] == {
-        "saw": "pairs",
-        "error": "ValueError: no",
-    }
-
-
 def test_a_folder_of_other_bridges_is_not_taken_for_these(related, hparams, tmp_path):
     claim(tmp_path, hparams, related)
     claim(tmp_path, hparams, related)  # the same again is fine
@@ -300,50 +289,3 @@ def test_a_folder_of_other_bridges_is_not_taken_for_these(related, hparams, tmp_
     other = replace(related, valid=related.test)
     with pytest.raises(ValueError, match="trained with another data"):
         claim(tmp_path, hparams, other)
-
-
-# Diffusion-Link against its rivals
-
-
-def made_up(seed, noise):
-    """A run of bridges that are text with so much noise."""
-    text = unit(200, 0)
-    spaces = {
-        name: (normalize(text + amount * unit(200, seed + i), dim=1), text)
-        for i, (name, amount) in enumerate(noise.items())
-    }
-    return Run(seed, spaces=spaces)
-
-
-def test_the_verdicts():
-    noise = {"diffusion_link": 0.5, "diffusion_prior": 0.9, "diffgap": 0.2,
-             "rectified_flow": 0.5}  # fmt: skip
-    runs = [made_up(seed, noise) for seed in (100, 200, 300)]
-    table = rivals(runs, draws=200)
-    assert set(table) == set(noise) - {"diffusion_link"}
-    for criterion in ("paired_cosine", "relative_modality_gap"):
-        verdicts = [table[name][criterion]["verdict"] for name in table]
-        assert verdicts == ["better", "worse", "level"]
-    for row in table.values():
-        assert len(row) == 5
-        for cell in row.values():
-            assert cell["low"] <= cell["difference"] <= cell["high"]
-
-
-def test_the_interval_is_of_the_mean_over_seeds():
-    noise = {"diffusion_link": 0.5, "diffgap": 0.6}
-    runs = [made_up(seed, noise) for seed in (100, 200, 300)]
-    cell = rivals(runs, draws=300)["diffgap"]["paired_cosine"]
-    singles = [
-        paired_bootstrap(run.spaces["diffusion_link"][0], *run.spaces["diffgap"],
-                         draws=300)["paired_cosine"]
-        for run in runs
-    ]  # fmt: skip
-    mean = sum(difference for difference, _, _ in singles) / 3
-    assert cell["difference"] == pytest.approx(mean)
-    widths = [high - low for _, low, high in singles]
-    assert cell["high"] - cell["low"] < min(widths)
-
-
-def test_without_diffusion_link_there_is_nothing_to_hold_against():
-    assert rivals([made_up(1, {"diffgap": 0.5})], draws=10) == {}

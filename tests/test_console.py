@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dlink_plugin.console import load_recipe, plain_errors
+from dlink_plugin.console import load_hparams, load_recipe, plain_errors
 
 RECIPE = """
 seed: 1234
@@ -46,6 +46,19 @@ def test_a_flag_takes_no_value(recipe):
     assert load_recipe([recipe, *options])[3]["data_folder"] == "/d"
     with pytest.raises(ValueError, match="--noprogressbar takes no value; leave 'Tru"):
         load_recipe([recipe, *options, "True"])
+
+
+def test_a_second_file_is_read_with_changes(recipe):
+    changes = {"seed": 7, "data_folder": "/x: y", "steps": [3]}
+    hparams = load_hparams(recipe, changes)
+    assert (hparams["seed"], hparams["twice"]) == (7, 14)
+    assert (hparams["data_folder"], hparams["steps"]) == ("/x: y", [3])
+    with pytest.raises(ValueError, match=f"{recipe} has no key 'sed'"):
+        load_hparams(recipe, {"sed": 7})
+    with pytest.raises(ValueError, match="no key 'beams', which the recipe needs"):
+        hparams["beams"]
+    with pytest.raises(FileNotFoundError):
+        load_hparams(f"{recipe}.old", {})
 
 
 def test_overrides_take_their_place(recipe):
@@ -156,7 +169,7 @@ def test_the_traceback_goes_to_the_log_of_the_run(run_log):
 PROGRAM = """
 import sys
 from pathlib import Path
-from dlink_plugin.console import load_recipe, plain_errors
+from dlink_plugin.console import load_hparams, load_recipe, plain_errors
 import speechbrain as sb
 with plain_errors():
     file, _, overrides, hparams = load_recipe(sys.argv[1:])

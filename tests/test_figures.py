@@ -7,7 +7,13 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from dlink_plugin.figures import cosine_histograms, migration, start_step_sweep
+from dlink_plugin.figures import (
+    comparison,
+    cosine_histograms,
+    migration,
+    migration_panels,
+    start_step_sweep,
+)
 
 
 @pytest.fixture
@@ -226,3 +232,76 @@ def test_incomplete_sweeps_are_refused(rows):
         start_step_sweep(rows)
     with pytest.raises(ValueError, match=r"chosen is \(60, 5\), which no row has"):
         start_step_sweep(rows, chosen=(60, 5), criteria=["paired_cosine"])
+
+
+# The comparison
+
+
+@pytest.fixture
+def bridges():
+    def row(saw, mean, std):
+        return {"saw": saw, "seconds": 1.0, "paired_cosine": {"mean": mean, "std": std}}
+
+    return {
+        "none": row("nothing", 0.6, 0.0),
+        "decap": row("text", 0.8, 0.01),
+        "mlp": row("pairs", 0.9, 0.02),
+        "ceiling": row("nothing", 0.95, 0.0),
+        "chance": {"saw": "nothing", "seconds": 0.0},
+    }
+
+
+def test_a_comparison_has_a_dot_and_a_bar_for_each_bridge(bridges):
+    (panel,) = comparison(bridges, "paired_cosine").axes
+    assert [t.get_text() for t in panel.get_yticklabels()] == list(bridges)[:-1]
+    dots = [c.lines[0].get_xydata()[0].tolist() for c in panel.containers]
+    assert dots == [[0.6, 0], [0.8, 1], [0.9, 2], [0.95, 3]]
+    bars = [c.lines[2][0].get_segments()[0][:, 0] for c in panel.containers]
+    assert bars[2] == pytest.approx([0.88, 0.92])
+    assert lines(panel)["none"].get_xdata()[0] == 0.6
+    assert lines(panel)["ceiling"].get_xdata()[0] == 0.95
+    top, bottom = panel.get_ylim()[::-1]
+    assert top < bottom  # the first bridge is on top
+
+
+def test_dots_are_colored_by_what_a_bridge_saw(bridges):
+    figure = comparison(bridges, "paired_cosine")
+    colors = [c.lines[0].get_color() for c in figure.axes[0].containers]
+    assert colors[0] == colors[3] and len(set(colors)) == 3
+    shown = {"saw nothing", "saw text", "saw pairs", "none", "ceiling"}
+    assert set(legend(figure)) == shown
+
+
+def test_migration_panels_share_axes_and_clips(clouds):
+    audio, text, bridged = clouds
+    moved = {
+        "none": audio,
+        "half": audio + bridged,
+        "all": bridged,
+        "a": text,
+        "b": text,
+    }
+    figure = migration_panels(audio, text, moved, clips=30)
+    assert [panel.get_title() for panel in figure.axes] == list(moved)
+    assert len({panel.get_xlim() for panel in figure.axes}) == 1
+    points = [
+        {c.get_label(): np.asarray(c.get_offsets()) for c in panel.collections}
+        for panel in figure.axes
+    ]
+    for each in points:
+        assert all(len(rows) == 30 for rows in each.values())
+        assert np.array_equal(each["text"], points[0]["text"])
+        assert np.array_equal(each["audio"], points[0]["audio"])
+    assert np.allclose(points[0]["bridged audio"], points[0]["audio"])
+    assert np.allclose(points[3]["bridged audio"], points[3]["text"])
+    # the same plane as the single picture's
+    single = offsets(migration(audio, text, bridged, arrows=0))
+    assert {tuple(p) for p in points[2]["bridged audio"].round(9)} <= {
+        tuple(p) for p in single["bridged audio"].round(9)
+    }
+
+
+def test_migration_panels_refuse_other_shapes(clouds):
+    audio, text, bridged = clouds
+    with pytest.raises(ValueError, match="mlp.*one shape"):
+        migration_panels(audio, text, {"mlp": bridged[:-1]})

@@ -370,6 +370,61 @@ def test_bootstrap_of_two_clips_is_finite():
     assert np.isfinite(list(intervals.values())).all()
 
 
+# Resampling and migration
+
+
+def test_resamples_are_those_of_the_paired_bootstrap(systems):
+    a, b, text = systems
+    of_a, of_b = (
+        gap.resampled_criteria(x, text, draws=60, seed=3, frechet=False) for x in (a, b)
+    )
+    for name, expected in paired_bootstrap(a, b, text, draws=60, seed=3).items():
+        assert gap.interval(of_a[name] - of_b[name]) == pytest.approx(expected)
+
+
+def test_a_resampled_frechet_distance_is_that_of_the_drawn_clips():
+    audio, text = clouds(n=60, d=4, shift=0.5)
+    values = gap.resampled_criteria(audio, text, draws=3, seed=1)["frechet_distance"]
+    assert values[0] == pytest.approx(gap.frechet_distance(audio, text))
+    counts = np.random.default_rng(1).multinomial(60, np.full(60, 1 / 60), size=3)
+    for value, count in zip(values[1:], counts, strict=True):
+        drawn = np.repeat(np.arange(60), count)
+        expected = gap.frechet_distance(audio[drawn], text[drawn])
+        assert value == pytest.approx(expected)
+
+
+def test_a_common_shift_is_a_collective_migration():
+    rng = np.random.default_rng(0)
+    audio = unit(np.hstack([rng.normal(size=(50, 3)), np.full((50, 1), 9.0)]))
+    target = audio * [1, 1, 1, -1]  # straight through the middle
+    values = gap.migration_criteria(audio, target, target)
+    assert values["displacement_cosine"] == pytest.approx(1, abs=0.02)
+    assert values["nearest_text_nearer"] == 1.0
+    back = gap.migration_criteria(target, audio, target)
+    assert back["nearest_text_nearer"] == 0.0
+
+
+def test_scattered_clips_do_not_migrate_together():
+    rng = np.random.default_rng(0)
+    audio, bridged, text = (unit(rng.normal(size=(400, 32))) for _ in range(3))
+    values = gap.migration_criteria(audio, bridged, text)
+    assert abs(values["displacement_cosine"]) < 0.15
+    assert 0.35 < values["nearest_text_nearer"] < 0.65
+
+
+def test_displacements_by_hand():
+    audio, bridged = np.eye(3)[[0, 0]], np.eye(3)[[1, 2]]
+    # (-1, 1, 0) and (-1, 0, 1), mean (-1, 1/2, 1/2): cosine 1.5 / sqrt(2 * 1.5)
+    values = gap.migration_criteria(audio, bridged, np.eye(3)[[1, 1]])
+    assert values["displacement_cosine"] == pytest.approx(1.5 / np.sqrt(3))
+    assert values["nearest_text_nearer"] == 0.5
+
+
+def test_what_stays_has_no_migration():
+    audio, text = clouds(n=20)
+    assert gap.migration_criteria(audio, audio, text) == {}
+
+
 # Errors
 
 

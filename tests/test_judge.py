@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from dlink_plugin.bridges import DiffusionLink
+from dlink_plugin.bridges import Bridge, DiffusionLink
 from dlink_plugin.corpora import Clip
 from dlink_plugin.embeddings import Embeddings
 from dlink_plugin.gap import CRITERIA, modality_gap
@@ -199,3 +199,15 @@ def test_a_bridge_of_another_width_is_refused(bridge, tmp_path):
     bridge.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="of 16 coordinates and this encoder gives 32"):
         load_bridge(tmp_path, 32, seed=1)
+
+
+@pytest.mark.parametrize("name", sorted(Bridge.registry))
+def test_any_exported_bridge_is_taken(name, tmp_path):
+    train = clips()
+    exported = Bridge.registry[name](16)
+    exported.fit(train.audio[train.clip_of_text], train.text)
+    exported.save_pretrained(tmp_path)
+    bridges, trained = load_bridges(tmp_path, train, seed=1)
+    assert trained == name and type(bridges[name]) is type(exported)
+    rows = stand_ins(bridges, clips(), seed=3)
+    assert torch.allclose(rows[name], cross(exported, train.audio, 3), atol=1e-6)

@@ -216,3 +216,60 @@ def test_captions_stand_beside_their_references():
     assert lines[0] == "| references | none | link |"
     assert lines[2:] == ["| one / two | a / b | x y |", "| four | c | z |"]
     assert len(report.captions_table(systems, references, 1).splitlines()) == 3
+
+
+# A comparison
+
+
+@pytest.fixture
+def compared():
+    def value(mean):
+        return {"mean": mean, "std": 0.01}
+
+    cell = {"difference": 0.1, "low": 0.05, "high": 0.15, "verdict": "better"}
+    return {
+        "data": "a test",
+        "clips": 20,
+        "seeds": [1, 2],
+        "folds": 1,
+        "bridges": {
+            "none": {"paired_cosine": value(0.5), "saw": "nothing", "seconds": 0.0},
+            "mlp": {"paired_cosine": value(0.9), "cider_d": value(1.0), "saw": "pairs",
+                    "seconds": 12.3},
+            "ridge": {"saw": "pairs", "error": "ValueError: a|b"},
+        },
+        "diffusion_link_against": {"diffgap": {"paired_cosine": cell}},
+    }  # fmt: skip
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_a_comparison_says_why_a_bridge_has_no_figures(compared):
+    heads, _, *rows = report.comparison_table(compared["bridges"]).splitlines()
+    assert cells(heads) == ["bridge", "saw", "paired cosine", "cider d", "seconds"]
+    assert cells(rows[0]) == ["`none`", "nothing", "0.500 ± 0.010", "", "0"]
+    expected = ["`mlp`", "pairs", "0.900 ± 0.010", "1.000 ± 0.010", "12"]
+    assert cells(rows[1]) == expected
+    assert cells(rows[2])[:3] == ["`ridge`", "pairs", "failed: ValueError: a/b"]
+    assert len(cells(rows[2])) == len(cells(heads))
+
+
+def test_rivals_are_shown_with_their_intervals(compared):
+    table = report.rivals_table(compared["diffusion_link_against"])
+    assert "| `diffgap` | better: +0.100 [+0.050, +0.150] |" in table
+    assert report.rivals_table({}) == ""
+
+
+def test_a_comparison_is_written_and_shown(compared, tmp_path, capsys):
+    audio, text = torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(0))
+    report.write_comparison(tmp_path, compared, audio, text, {"none": audio})
+    assert json.loads((tmp_path / "compare.json").read_text()) == compared
+    page = (tmp_path / "compare.md").read_text()
+    assert page.startswith("a test: 20 clips, 2 seed(s), 1 fold(s)\n\n| bridge |")
+    assert page.strip() in capsys.readouterr().out
+    pictures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert pictures == {"paired_cosine.png", "cider_d.png", "migration.png"}
+    tags = events(tmp_path / "tensorboard" / "mlp").Tags()["scalars"]
+    assert set(tags) == {"test/paired_cosine", "test/cider_d"}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from dlink_plugin.bridges import C3, CapDec, MeanShift
 from dlink_plugin.corpora import Clip
 from dlink_plugin.embeddings import Embeddings
 from dlink_plugin.pairs import seeded
@@ -12,6 +13,7 @@ from dlink_plugin.tasks import (
     as_they_are,
     audio_task,
     clean_captions,
+    decoder_task,
     text_task,
 )
 
@@ -105,3 +107,29 @@ def test_noise_has_the_asked_variance_and_keeps_the_length():
     assert torch.equal(noisy, add_noise(rows, seeded(1), variance=0.016))
     assert not torch.equal(noisy, add_noise(rows, seeded(3), variance=0.016))
     assert torch.allclose(add_noise(rows, seeded(1), variance=0.0), rows)
+
+
+# The text of a bridge
+
+
+def test_a_decoder_is_trained_in_the_text_space_of_its_bridge(valid):
+    bridge, embedded = C3(4), normalize(torch.randn(9, 4, generator=seeded(3)), dim=1)
+    bridge.fit(embedded, embedded)
+    task = decoder_task(bridge, list("abcdefghi"), embedded, valid)
+    assert torch.equal(task.train.source, bridge.text_space(embedded))
+    assert torch.equal(task.valid.source, bridge.text_space(valid.text[[0, 3]]))
+    assert torch.equal(task.probes["text"], bridge.text_space(valid.text[[1, 4]]))
+    rows = task.train.source
+    noisy = add_noise(rows, seeded(1), variance=0.016)
+    assert torch.equal(task.inputs(rows, seeded(1)), noisy)
+
+
+def test_capdec_wants_noise_on_plain_text_and_most_want_nothing(valid):
+    embedded = torch.eye(4)
+    task = decoder_task(CapDec(4, noise_variance=0.5), list("abcd"), embedded, valid)
+    assert torch.equal(task.train.source, embedded)
+    noisy = add_noise(embedded, seeded(1), variance=0.5)
+    assert torch.equal(task.inputs(embedded, seeded(1)), noisy)
+    plain = decoder_task(MeanShift(4), list("abcd"), embedded, valid)
+    assert plain.inputs is as_they_are
+    assert torch.equal(plain.train.source, embedded)

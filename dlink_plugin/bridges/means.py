@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from .base import Bridge
 from .normalizer import Centering
 
-__all__ = ["C3", "CapDec", "Identity", "MeanShift"]
+__all__ = ["C3", "CapDec", "Centered", "Identity", "MeanShift"]
 
 
 class Identity(Bridge, name="none"):
@@ -100,7 +100,36 @@ class MeanShift(Bridge, name="mean_shift"):
         return normalize(audio - self.audio_mean + self.text_mean, dim=1)
 
 
-class C3(Bridge, name="c3"):
+class Centered(Bridge):
+    """A bridge whose text space is the centered one: y minus the mean, renormalized.
+
+    Arguments
+    ---------
+    dim : int
+        Width d of the embeddings.
+    """
+
+    own_text_space = True
+
+    def __init__(self, dim: int):
+        super().__init__(dim)
+        self.audio, self.text = Centering(dim), Centering(dim)
+
+    def fit(self, audio: Tensor, text: Tensor) -> None:
+        """Take the two means; see ``Bridge.fit`` for arguments."""
+        self.audio.fit(audio)
+        self.text.fit(text)
+
+    def text_space(self, text: Tensor) -> Tensor:
+        """Center the text: (N, d) to (N, d)."""
+        return self.text(text)
+
+    def encoder_space(self, bridged: Tensor) -> Tensor:
+        """Undo the centering with the mean of text: (N, d) to (N, d)."""
+        return self.text.inverse(bridged)
+
+
+class C3(Centered, name="c3"):
     """C3 (Zhang et al., ICLR 2024): connect, collapse, corrupt.
 
     Each modality loses its own mean and is renormalized; the decoder is trained on
@@ -123,28 +152,13 @@ class C3(Bridge, name="c3"):
     """
 
     saw = "means"
-    own_text_space = True
 
     def __init__(self, dim: int, noise_variance: float = 0.016):
         super().__init__(dim)
         self.noise_variance = noise_variance
-        self.audio, self.text = Centering(dim), Centering(dim)
-
-    def fit(self, audio: Tensor, text: Tensor) -> None:
-        """Take the two means; see ``Bridge.fit`` for arguments."""
-        self.audio.fit(audio)
-        self.text.fit(text)
 
     def forward(
         self, audio: Tensor, generator: torch.Generator | None = None
     ) -> Tensor:
         """Center the audio; see ``Bridge.forward`` for arguments and returns."""
         return self.audio(audio)
-
-    def text_space(self, text: Tensor) -> Tensor:
-        """Center the text: (N, d) to (N, d)."""
-        return self.text(text)
-
-    def encoder_space(self, bridged: Tensor) -> Tensor:
-        """Undo the centering with the mean of text: (N, d) to (N, d)."""
-        return self.text.inverse(bridged)

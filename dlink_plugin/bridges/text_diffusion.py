@@ -6,16 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss, normalize
 
-from .base import Bridge
 from .denoiser import ResidualMLP
-from .normalizer import Centering
+from .means import Centered
 from .schedule import NoiseSchedule
 from .unet import UNet1d
 
 __all__ = ["DiffusionBridge"]
 
 
-class DiffusionBridge(Bridge, name="diffusion_bridge"):
+class DiffusionBridge(Centered, name="diffusion_bridge"):
     """Diffusion-Bridge (Lee et al., CVPR 2025).
 
     A DDPM of centered text, z = scale (y - mean(y)) / |y - mean(y)|, that predicts z:
@@ -64,7 +63,6 @@ class DiffusionBridge(Bridge, name="diffusion_bridge"):
     """
 
     saw = "text"
-    own_text_space = True
     inference_arguments = ("start_step", "steps")
 
     def __init__(
@@ -92,17 +90,11 @@ class DiffusionBridge(Bridge, name="diffusion_bridge"):
         self.timesteps, self.scale = timesteps, scale
         self.start_step, self.steps = start_step, steps
         self.denoiser, self.unet_width = denoiser, unet_width
-        self.audio, self.text = Centering(dim), Centering(dim)
         self.schedule = NoiseSchedule(timesteps)
         if denoiser == "mlp":
             self.network = ResidualMLP(dim, blocks, expansion, dropout)
         else:
             self.network = UNet1d(dim, unet_width)
-
-    def fit(self, audio: Tensor, text: Tensor) -> None:
-        """Take the two means; see ``Bridge.fit`` for arguments."""
-        self.audio.fit(audio)
-        self.text.fit(text)
 
     def loss(
         self, audio: Tensor, text: Tensor, generator: torch.Generator | None = None
@@ -126,11 +118,3 @@ class DiffusionBridge(Bridge, name="diffusion_bridge"):
         x = self.scale * self.audio(audio)
         z0 = self.schedule.reverse(self.network, x, self.start_step, self.steps)
         return normalize(z0, dim=1)
-
-    def text_space(self, text: Tensor) -> Tensor:
-        """Center the text: (N, d) to (N, d)."""
-        return self.text(text)
-
-    def encoder_space(self, bridged: Tensor) -> Tensor:
-        """Undo the centering with the mean of text: (N, d) to (N, d)."""
-        return self.text.inverse(bridged)

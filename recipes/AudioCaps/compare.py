@@ -24,8 +24,6 @@ from dlink_plugin.comparison import (
     check_names,
     claim,
     compare_once,
-    rivals,
-    summarize,
 )
 from dlink_plugin.console import load_hparams, load_recipe, plain_errors
 from dlink_plugin.embeddings import embed_splits
@@ -33,6 +31,7 @@ from dlink_plugin.encoders import load_encoder
 from dlink_plugin.mini.language import write_lm
 from dlink_plugin.report import write_comparison
 from dlink_plugin.splits import corpus_split, fold_splits, read_arrays
+from dlink_plugin.standings import rivals, summarize
 from dlink_plugin.tasks import embed_training_texts
 
 logger = logging.getLogger(__name__)

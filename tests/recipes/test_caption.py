@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dlink_plugin.bridges import Bridge, DiffusionLink, MeanShift
+from dlink_plugin.bridges import C3, Bridge, DiffusionLink, MeanShift
 from dlink_plugin.decoder import PrefixDecoder
 
 from .conftest import run_recipe, start_recipe
@@ -176,6 +176,58 @@ def test_clotho_is_captioned_with_what_audiocaps_trained(
     assert set(result["systems"]) == {"none", "mean_shift", "diffusion_link", "ceiling"}
     assert len(table(tmp_path / "predictions.csv")) == 6
     assert not (tmp_path / "save").exists()
+
+
+@pytest.fixture(scope="module")
+def own_text_run(options, tmp_path_factory):
+    """Zero-shot through C3, which has noise and a text space of its own."""
+    folder = tmp_path_factory.mktemp("c3")
+    bridge = C3(32)
+    bridge.fit(*(torch.randn(9, 32, generator=torch.manual_seed(0)) for _ in "ab"))
+    bridge.save_pretrained(folder / "bridge")
+    changes = {"bridge": folder / "bridge", "controls": False, "number_of_epochs": 1}
+    finished = run_recipe(*ZERO_SHOT, *options(folder / "run", **changes))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return folder
+
+
+def test_a_bridge_with_its_own_text_gets_its_own_decoder(own_text_run):
+    run = own_text_run / "run"
+    assert set(scores(run)["systems"]) == {"none", "mean_shift", "c3", "ceiling"}
+    own, plain = (
+        PrefixDecoder.from_pretrained(run / name).learned_state()
+        for name in ("decoder", "plain_decoder")
+    )
+    assert any(not torch.equal(own[key], plain[key]) for key in own)
+    assert any((run / "plain" / "save").glob("CKPT*/decoder.ckpt"))
+
+
+def test_it_goes_on_to_supervised_and_to_clotho(
+    own_text_run, zero_shot_run, options, tmp_path
+):
+    bridge = own_text_run / "bridge"
+    few = {"passes_per_epoch": 1, "number_of_epochs": 1, "start": "none"}
+    changes = {"bridge": bridge, "controls": False, **few}
+    finished = run_recipe(*SUPERVISED, *options(tmp_path / "supervised", **changes))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert set(scores(tmp_path / "supervised")["systems"]) == {"none", "c3"}
+
+    def clotho(trained, bridge):
+        values = dict(zip(*[iter(options(tmp_path))] * 2, strict=True))
+        keys = ("--data_folder", "--clap", "--cache_folder", "--num_workers")
+        return run_recipe(
+            *CLOTHO,
+            *(part for key in keys for part in (key, values[key])),
+            *("--output_folder", tmp_path, "--trained", trained, "--bridge", bridge),
+        )
+
+    finished = clotho(own_text_run / "run", bridge)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    systems = {"none", "mean_shift", "c3", "ceiling"}
+    assert set(scores(tmp_path)["systems"]) == systems
+    refused = clotho(zero_shot_run[0], bridge)
+    assert refused.returncode == 1
+    assert "no decoder for c3, which brings its own text" in refused.stderr
 
 
 def test_training_texts_may_come_from_a_file_and_pass_the_bridge(options, tmp_path):

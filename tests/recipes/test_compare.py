@@ -85,7 +85,7 @@ def test_every_row_stands_in_the_table(finished_run):
         assert row["cider_d"].keys() == {"mean", "std"}
     assert set(result["diffusion_link_against"]) == {
         *("diffusion_bridge", "diffusion_bridge_mapped_back", "diffusion_prior"),
-        *("diffgap", "rectified_flow"),
+        *("diffgap", "rectified_flow", "mlp"),
     }
     tried = result["settings_tried"]
     assert len(tried["mlp"]) == len(tried["diffusion_link"]) == 4
