@@ -127,7 +127,7 @@ def fold_splits(audio: Tensor, text: Tensor, folds: int, seed: int) -> list[Spli
     text : Tensor
         (N, d), row i paired with row i of ``audio``.
     folds : int
-        2 or more.
+        1 or more; with 1 a fifth of the pairs is the test, once.
     seed : int
         Of the order.
 
@@ -139,7 +139,7 @@ def fold_splits(audio: Tensor, text: Tensor, folds: int, seed: int) -> list[Spli
     Raises
     ------
     ValueError
-        If there are fewer than 2 folds, or fewer than 10 pairs in a fold.
+        If there is no fold, or fewer than 10 pairs in one.
 
     Example
     -------
@@ -147,16 +147,16 @@ def fold_splits(audio: Tensor, text: Tensor, folds: int, seed: int) -> list[Spli
     >>> [len(split.test) for split in fold_splits(a, a, folds=4, seed=0)]
     [10, 10, 10, 10]
     """
-    if folds < 2:
-        raise ValueError(f"--folds {folds} leaves nothing to train on; give 2 or more.")
-    if len(audio) < _PAIRS_PER_FOLD * folds:
+    shares = 5 if folds == 1 else folds
+    if folds < 1 or len(audio) < _PAIRS_PER_FOLD * shares:
         raise ValueError(
-            f"{len(audio)} pairs are too few for {folds} folds of {_PAIRS_PER_FOLD} or "
-            "more; give more pairs or fewer --folds."
+            f"{len(audio)} pairs cannot be compared with --folds {folds}, which takes "
+            f"{_PAIRS_PER_FOLD * max(shares, 1)} or more; give more pairs or 1 to "
+            f"{max(1, len(audio) // _PAIRS_PER_FOLD)} folds."
         )
-    parts = torch.randperm(len(audio), generator=seeded(seed)).tensor_split(folds)
+    parts = torch.randperm(len(audio), generator=seeded(seed)).tensor_split(shares)
     splits = []
-    for number, test in enumerate(parts):
+    for number, test in enumerate(parts[:folds]):
         rest = torch.cat([*parts[:number], *parts[number + 1 :]])
         valid, train = rest.tensor_split([len(rest) // 5])
         rows = (train, valid, test)

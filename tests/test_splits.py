@@ -128,9 +128,19 @@ def test_the_order_follows_from_the_seed():
     assert first != sorted(first)
 
 
+def test_one_fold_is_one_split():
+    (split,) = fold_splits(numbered(100), numbered(100), folds=1, seed=0)
+    sizes = len(split.train), len(split.valid), len(split.test)
+    assert sizes == (64, 16, 20)
+
+
 @pytest.mark.parametrize(
     "pairs, folds, sentence",
-    [(49, 5, "49 pairs are too few for 5 folds"), (40, 1, "--folds 1")],
+    [
+        (49, 5, "49 pairs cannot be compared with --folds 5, which takes 50 .* 1 to 4"),
+        (49, 1, "--folds 1, which takes 50"),
+        (60, 0, "--folds 0"),
+    ],
 )
 def test_folds_that_cannot_be_are_refused(pairs, folds, sentence):
     with pytest.raises(ValueError, match=sentence):

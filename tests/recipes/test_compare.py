@@ -159,7 +159,7 @@ def test_a_bridge_that_fails_is_reported_beside_the_others(arrays, tmp_path):
         ({"bridges": "[none, unet]"}, "'unet'; choose from none"),
         ({"text_embeddings": "null"}, "two files, --audio_embeddings"),
         ({"captions": True}, "come without captions"),
-        ({"folds": 30}, "60 pairs are too few for 30 folds"),
+        ({"folds": 30}, "60 pairs cannot be compared with --folds 30"),
         ({"audio_embeddings": "/no/such.npy"}, "/no/such.npy"),
     ],
 )
