@@ -10,7 +10,7 @@ from .base import Bridge
 
 __all__ = ["DeCap"]
 
-_ROWS = 8192  # of the memory at a time: 1,000 queries then need 32 MB of scores
+_ROWS = 2048  # of the memory at a time: 1,000 queries then need 8 MB of scores
 
 
 class DeCap(Bridge, name="decap"):
@@ -74,7 +74,7 @@ class DeCap(Bridge, name="decap"):
         top = audio.new_full((len(audio), 1), -torch.inf)  # of the logits so far
         yhat = torch.zeros_like(audio)
         for texts in self.memory.split(_ROWS):
-            logits = audio @ texts.T / self.tau
+            logits = (audio @ texts.T).div_(self.tau)
             new_top = torch.maximum(top, logits.amax(1, keepdim=True))
             weights = logits.sub_(new_top).exp_()
             yhat = yhat * (top - new_top).exp() + weights @ texts
