@@ -26,6 +26,7 @@ INSTALL_REQUIRES = [
     "matplotlib>=3.8",
     "tensorboard>=2.16",
     "tqdm>=4.66",
+    "typer>=0.12,<1",  # with rich, the dlink command; 1 is not written yet
 ]
 
 EXTRAS_REQUIRE = {
@@ -54,4 +55,5 @@ setup(
     package_data={"dlink_plugin": ["py.typed", "mini/clap/*"]},
     install_requires=INSTALL_REQUIRES,
     extras_require=EXTRAS_REQUIRE,
+    entry_points={"console_scripts": ["dlink = dlink_plugin.cli:main"]},
 )

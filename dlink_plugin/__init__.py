@@ -12,6 +12,7 @@ _HOMES = {
     "Bridge": "bridges",
     "C3": "bridges",
     "CapDec": "bridges",
+    "Captioner": "captioner",
     "ClapEncoder": "encoders",
     "DeCap": "bridges",
     "DiffGAP": "bridges",

@@ -9,7 +9,7 @@ import soundfile
 import soxr
 import torch
 
-__all__ = ["BadAudio", "load_audio", "windows"]
+__all__ = ["BadAudio", "from_array", "load_audio", "windows"]
 
 SILENCE = 1e-6  # peak amplitude, full scale being 1
 BLOCK = 1 << 16  # samples decoded at a time
@@ -75,6 +75,52 @@ def load_audio(path: str | Path, sample_rate: int) -> torch.Tensor:
         samples, rate = _decode(path)
     except (soundfile.SoundFileError, OSError, TypeError) as error:
         raise BadAudio(path, "undecodable", str(error)) from error
+    return _resample(samples, rate, sample_rate, path)
+
+
+def from_array(
+    samples: np.ndarray | torch.Tensor, rate: int, sample_rate: int
+) -> torch.Tensor:
+    """What ``load_audio`` gives, of samples that are in memory already.
+
+    Arguments
+    ---------
+    samples : np.ndarray or torch.Tensor
+        (T,) or (T, channels): numbers of full scale 1, or integers of their type's
+        full scale.
+    rate : int
+        Their rate in hertz.
+    sample_rate : int
+        Wanted rate in hertz.
+
+    Returns
+    -------
+    waveform : torch.Tensor
+        Mono float32 samples, shape (T,).
+
+    Raises
+    ------
+    BadAudio
+        If the samples are not such an array, of zero length, silent or not finite.
+
+    Example
+    -------
+    >>> from_array(np.array([[16384, 0], [-16384, 0]], dtype=np.int16), 8, 8)
+    tensor([ 0.2500, -0.2500])
+    """
+    samples = np.asarray(samples)
+    if samples.ndim not in (1, 2) or samples.dtype.kind not in "fi" or rate <= 0:
+        what = f"{samples.dtype} {samples.shape} at {rate} Hz"
+        raise BadAudio("The array", "no sound", f"{what}; give (T,) or (T, channels)")
+    if samples.dtype.kind == "i":
+        samples = samples / (np.iinfo(samples.dtype).max + 1)
+    mono = samples if samples.ndim == 1 else samples.mean(axis=1)
+    return _resample(mono.astype(np.float32), rate, sample_rate, "The array")
+
+
+def _resample(
+    samples: np.ndarray, rate: int, sample_rate: int, path: str | Path
+) -> torch.Tensor:
     if not len(samples):
         raise BadAudio(path, "of zero length")
     if not np.isfinite(samples).all():

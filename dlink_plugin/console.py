@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
@@ -15,11 +12,10 @@ import dlink_plugin.compat  # noqa: F401
 import speechbrain as sb
 import yaml
 from hyperpyyaml import load_hyperpyyaml
-from soundfile import SoundFileError
+
+from .errors import plain_errors
 
 __all__ = ["load_hparams", "load_recipe", "plain_errors"]
-
-logger = logging.getLogger(__name__)
 
 
 def load_recipe(argv: list[str]) -> tuple[str, sb.RunOptions, str, dict]:
@@ -124,21 +120,3 @@ def _keys(text: str, source: str) -> list[str]:
             f"{source} is not a YAML mapping of keys to values; write one "
             f"'key: value' a line, or --key value ({error})."
         ) from error
-
-
-@contextlib.contextmanager
-def plain_errors() -> Iterator[None]:
-    """End the program with one sentence where the cause is the input.
-
-    The traceback goes to the run's log.txt, for whoever wants to see where.
-    """
-    try:
-        yield
-    except (ValueError, OSError, ImportError, SoundFileError) as error:
-        for handler in logging.getLogger().handlers:
-            if isinstance(handler, logging.FileHandler):
-                record = logger.makeRecord(
-                    logger.name, logging.ERROR, "", 0, str(error), (), sys.exc_info()
-                )
-                handler.handle(record)
-        sys.exit(f"error: {error}")

@@ -224,8 +224,13 @@ class ClapEncoder(FrozenEncoder):
         super().__init__(
             model, model.config.projection_dim, front_end, settings, batch_size
         )
-        self.tokenizer = tokenizer
+        self.extractor, self.tokenizer = extractor, tokenizer
         self.max_tokens = max_tokens
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write weights, feature extractor and tokenizer, as transformers does."""
+        for part in (self.model, self.extractor, self.tokenizer):
+            part.save_pretrained(folder)
 
     def _embed_audio(self, features: torch.Tensor) -> torch.Tensor:
         is_longer = torch.zeros(len(features), 1, dtype=torch.bool, device=self.device)

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 __all__ = [
+    "clouds",
     "comparison",
     "cosine_histograms",
     "migration",
@@ -97,12 +98,47 @@ def migration(
     panel.scatter(*end.T, 8, color=_BRIDGED, lw=0, label="bridged audio")
     for tail, head in zip(start[:arrows], end[:arrows], strict=True):
         panel.annotate("", head, tail, arrowprops=_ARROW)
-    name = "principal component {} ({:.0f} % of the variance)"
-    panel.set_xlabel(name.format(1, 100 * share[0]))
-    panel.set_ylabel(name.format(2, 100 * share[1]))
-    panel.set_aspect("equal", adjustable="datalim")
+    _name_axes(panel, share)
     panel.set_title(title)
     _legend(figure, columns=3)
+    return figure
+
+
+def clouds(audio: torch.Tensor | np.ndarray, text: torch.Tensor | np.ndarray) -> Figure:
+    """Audio and text embeddings in the plane of their two main axes.
+
+    Arguments
+    ---------
+    audio : torch.Tensor | np.ndarray
+        Shape (N, d); L2-normalized here. Above 500 pairs the first 500 are drawn.
+    text : torch.Tensor | np.ndarray
+        Shape (N, d).
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, N < 2, or a row is zero or not finite.
+
+    Example
+    -------
+    >>> figure = clouds(np.eye(8)[:4], np.eye(8)[4:])
+    >>> [text.get_text() for text in figure.legends[0].get_texts()]
+    ['text', 'audio']
+    """
+    audio, text = _unit_rows(audio=audio, text=text)
+    center, axes, share = _principal_plane(np.vstack([text, audio]))
+    start, goal = ((x[:_CLIPS_DRAWN] - center) @ axes for x in (audio, text))
+    figure = Figure(figsize=(7.2, 5.6), dpi=_DPI, layout="constrained")
+    panel = figure.add_subplot()
+    panel.scatter(*goal.T, 36, facecolors="none", edgecolors=_TEXT, label="text")
+    panel.scatter(*start.T, 10, color=_AUDIO, lw=0, label="audio")
+    _name_axes(panel, share)
+    panel.set_title("Audio and text embeddings")
+    _legend(figure, columns=2)
     return figure
 
 
@@ -383,6 +419,13 @@ def _principal_plane(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarr
     largest = np.abs(axes).argmax(1)
     axes = axes * np.sign(axes[[0, 1], largest])[:, None]
     return center, axes.T, singular[:2] ** 2 / (singular**2).sum()
+
+
+def _name_axes(panel: Axes, share: np.ndarray) -> None:
+    name = "principal component {} ({:.0f} % of the variance)"
+    panel.set_xlabel(name.format(1, 100 * share[0]))
+    panel.set_ylabel(name.format(2, 100 * share[1]))
+    panel.set_aspect("equal", adjustable="datalim")
 
 
 def _cosines(audio: np.ndarray, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 import torch
 
-from dlink_plugin.audio import BadAudio, load_audio, windows
+from dlink_plugin.audio import BadAudio, from_array, load_audio, windows
 
 RATE = 16000
 
@@ -25,6 +25,40 @@ def test_load_audio_mixes_to_mono_and_resamples(tmp_path):
     expected = 0.25 * torch.sin(2 * torch.pi * 1000 * torch.arange(RATE) / RATE)
     middle = slice(500, -500)  # the filter rings at the ends
     assert (waveform - expected)[middle].abs().max() < 2e-3
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "int16", "int32"])
+@pytest.mark.parametrize("channels", [0, 1, 2])
+def test_an_array_gives_what_its_file_gives(tmp_path, kind, channels):
+    samples = tone(0.5, rate=44100).double().numpy()
+    if channels:
+        samples = np.stack([samples, 0 * samples][:channels], axis=1)
+    soundfile.write(tmp_path / "a.wav", samples, 44100, subtype="DOUBLE")
+    expected = load_audio(tmp_path / "a.wav", RATE)
+    if kind.startswith("int"):
+        samples = samples * (np.iinfo(kind).max + 1)
+    found = from_array(samples.astype(kind), 44100, RATE)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() < 1e-4
+    assert torch.equal(from_array(torch.from_numpy(samples.astype(kind)), 44100, RATE),
+                       found)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "samples, rate, reason",
+    [
+        (np.zeros(0), RATE, "of zero length"),
+        (np.zeros(9), RATE, "silent"),
+        (np.full(9, np.nan), RATE, "not finite"),
+        (np.ones((2, 2, 2)), RATE, "no sound"),
+        (np.array(["a"]), RATE, "no sound"),
+        (np.ones(9), 0, "no sound"),
+    ],
+)
+def test_an_array_that_is_no_sound_is_refused(samples, rate, reason):
+    with pytest.raises(BadAudio) as error:
+        from_array(samples, rate, RATE)
+    assert error.value.reason == reason
 
 
 def test_load_audio_keeps_samples_at_the_same_rate(tmp_path):

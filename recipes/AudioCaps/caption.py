@@ -4,10 +4,11 @@
 python recipes/AudioCaps/caption.py hparams/zero_shot.yaml
 python recipes/AudioCaps/caption.py hparams/supervised.yaml
 
-The run folder gets scores.json, predictions.csv, TensorBoard events, checkpoints and
-``decoder/``, which ``PrefixDecoder.from_pretrained`` loads.
+The run folder gets scores.json, predictions.csv, TensorBoard events, checkpoints,
+``captioner/`` for ``dlink caption``, and its decoder alone in ``decoder/``.
 """
 
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from dlink_plugin import PrefixDecoder
 from dlink_plugin.brains import train_decoder
+from dlink_plugin.captioner import export_captioner
 from dlink_plugin.console import load_recipe, plain_errors
 from dlink_plugin.judge import stand_ins
 from dlink_plugin.mini.language import write_lm
@@ -119,6 +121,11 @@ def main(argv):
     its.bridges["mean_shift"].save_pretrained(output / "mean_shift")
     where = brain.writer, brain.optimizer_step
     log_captions(*where, hparams, result, captions, its.data["test"])
+    about = {"data": title, "clips": result["clips"]}
+    about["scores"] = result["systems"].get(its.name, {})
+    about["command"] = f"python recipes/AudioCaps/caption.py {shlex.join(argv)}"
+    bridge = its.bridges.get(its.name)
+    export_captioner(output / "captioner", hparams, bridge, brain.decoder, about)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dlink_plugin.bridges import C3, Bridge, DiffusionLink, MeanShift
+from dlink_plugin.captioner import Captioner
 from dlink_plugin.decoder import PrefixDecoder
 
 from .conftest import run_recipe, start_recipe
@@ -92,6 +93,11 @@ def test_zero_shot_leaves_everything_behind(zero_shot_run):
 
     decoder = PrefixDecoder.from_pretrained(folder / "decoder")
     assert decoder.dim == 32
+    captioner = Captioner.from_pretrained(folder / "captioner")
+    assert captioner.bridge.name == "diffusion_link"
+    assert captioner.generation["num_beams"] == 2
+    assert captioner.about["scores"] == result["systems"]["diffusion_link"]
+    assert "caption.py hparams/zero_shot.yaml" in captioner.about["command"]
     assert isinstance(Bridge.from_pretrained(folder / "mean_shift"), MeanShift)
 
 
