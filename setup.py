@@ -35,6 +35,8 @@ EXTRAS_REQUIRE = {
         "pytest-xdist>=3.5",  # the recipes' tests wait for subprocesses: two at a time
         "ruff>=0.17,<0.18",  # a newer one reformats
         "psutil>=5.9",
+        "hypothesis>=6.100,<7",
+        "selenium>=4.20,<5",  # drives the demo page, where there is a Chromium
     ],
     "clap": ["laion-clap>=1.1.7,<2", "torchvision"],  # 2 is not written yet
     "meteor": [

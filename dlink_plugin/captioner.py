@@ -27,6 +27,7 @@ __all__ = ["Captioner", "Result", "export_captioner"]
 FORMAT = 1
 _CONFIG, _CARD, _CLAP = "config.json", "README.md", "clap"
 _SMALL = 50_000_000  # parameters up to which an encoder's weights travel along
+_MAPPED = 300  # texts that travel along for maps
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
 
 Sound = str | Path | tuple[np.ndarray | Tensor, int]
@@ -81,6 +82,8 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         Arguments of ``PrefixDecoder.generate`` that it was scored with.
     about : mapping, optional
         Plain values for the model card: "data", "scores", "command".
+    texts : sequence of str
+        Some captions of its kind, for maps.
 
     Raises
     ------
@@ -110,6 +113,7 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         clap: str,
         generation: Mapping | None = None,
         about: Mapping | None = None,
+        texts: Sequence[str] = (),
     ):
         super().__init__()
         if not encoder.dim == bridge.dim == decoder.dim:
@@ -120,7 +124,7 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
             )
         self.encoder, self.bridge, self.decoder = encoder, bridge, decoder
         self.clap, self.generation = clap, dict(generation or {})
-        self.about = dict(about or {})
+        self.about, self.texts = dict(about or {}), list(texts)
         self.eval()
 
     @torch.no_grad()
@@ -172,6 +176,34 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
                 results += self._caption_batch(batch, *options)
                 bar.update(len(batch))
         return results
+
+    @torch.no_grad()
+    def locate(self, sound: Sound, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Where a sound is among the encoder's embeddings, before and after the bridge.
+
+        Arguments
+        ---------
+        sound : path or pair
+            See ``caption``.
+        seed : int
+            Of the bridge's noise.
+
+        Returns
+        -------
+        audio, bridged : Tensor
+            (d,) each, on the CPU.
+
+        Raises
+        ------
+        BadAudio
+            If the sound cannot be used.
+        """
+        features = self._hear(sound)
+        if isinstance(features, BadAudio):
+            raise features
+        audio = self.encoder.encode_prepared([features])
+        rows = self._cross(audio, 1, seeded(seed, 0))[0]
+        return audio[0].cpu(), self.bridge.encoder_space(rows)[0].cpu()
 
     def _caption_batch(
         self, sounds, alternatives, draws, raw, generator, settings
@@ -251,6 +283,7 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
             "clap": clap,
             "generation": self.generation,
             "about": self.about,
+            "texts": self.texts,
         }
         text = json.dumps(config, indent=2) + "\n"
         (save_directory / _CONFIG).write_text(text, encoding="utf-8")
@@ -290,9 +323,8 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         encoder = load_encoder(name)
         bridge = Bridge.from_pretrained(folder / "bridge")
         decoder = PrefixDecoder.from_pretrained(folder / "decoder")
-        return cls(
-            encoder, bridge, decoder, name, config["generation"], config["about"]
-        )
+        rest = (config[key] for key in ("generation", "about", "texts"))
+        return cls(encoder, bridge, decoder, name, *rest)
 
 
 def export_captioner(
@@ -301,6 +333,7 @@ def export_captioner(
     bridge: Bridge | None,
     decoder: PrefixDecoder,
     about: Mapping,
+    texts: Sequence[str] = (),
 ) -> None:
     """Save what a recipe trained as a captioner.
 
@@ -316,11 +349,14 @@ def export_captioner(
         Trained.
     about : mapping
         See ``Captioner``.
+    texts : sequence of str
+        Captions, of which the first 300 are kept for maps.
     """
     clap = str(hparams["clap"])
     bridge = (bridge or Identity(decoder.dim)).cpu()
     parts = load_encoder(clap), bridge, decoder.cpu()
-    Captioner(*parts, clap, hparams["generation"], about).save_pretrained(folder)
+    own = hparams["generation"], about, texts[:_MAPPED]
+    Captioner(*parts, clap, *own).save_pretrained(folder)
 
 
 def _name(sound: Sound) -> str:
@@ -354,7 +390,7 @@ def _read_config(path: Path) -> dict:
             f"{path} has format {config.get('format')!r} and this dlink_plugin reads "
             f"{FORMAT}; install the release that wrote it."
         )
-    kinds = {"clap": str, "generation": dict, "about": dict}
+    kinds = {"clap": str, "generation": dict, "about": dict, "texts": list}
     for key, kind in kinds.items():
         if not isinstance(config.get(key), kind):
             raise ValueError(f"{path} has no proper {key!r}; save the captioner again.")

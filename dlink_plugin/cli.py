@@ -165,7 +165,7 @@ def _show(results: Sequence[Result]) -> None:
         if result.error is not None:
             lines = [f"[red]{escape(result.error)}[/red]"]
         similarity = "" if result.similarity is None else f"{result.similarity:.2f}"
-        table.add_row(escape(result.file), "\n".join(lines), similarity)
+        table.add_row(escape(Path(result.file).name), "\n".join(lines), similarity)
     Console().print(table)
 
 
@@ -305,6 +305,27 @@ def describe(folder: Path) -> dict:
     if config.get("model_type") == "clap":
         return {"kind": "clap", "needs": "its own folder"}
     raise ValueError(f"{path} describes no bridge, decoder, captioner or CLAP.")
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Captioner: a folder or hub id; else the newest in results/."
+        ),
+    ] = None,
+    port: Annotated[int, typer.Option(help="Of the page, on this machine.")] = 7860,
+) -> None:
+    """Show a page: drop or record a sound, read its captions, see where it moved."""
+    captioner = load_captioner(model)
+    try:
+        from .demo import build_page
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"The page needs {error.name}; run: pip install 'dlink-plugin[demo]'."
+        ) from error
+    build_page(captioner).launch(server_name="127.0.0.1", server_port=port, share=False)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ __all__ = [
     "clouds",
     "comparison",
     "cosine_histograms",
+    "journey",
     "migration",
     "migration_panels",
     "start_step_sweep",
@@ -198,6 +199,64 @@ def cosine_histograms(
     panels[-1].set_xlabel("cosine of an audio embedding with a caption (dashed: mean)")
     _legend(figure, columns=2)
     figure.suptitle("Cosine similarity of audio and text")
+    return figure
+
+
+def journey(
+    texts: torch.Tensor | np.ndarray,
+    audio: torch.Tensor | np.ndarray,
+    bridged: torch.Tensor | np.ndarray,
+    captions: Sequence[str],
+) -> Figure:
+    """Where one sound is in the map of texts, before and after the bridge.
+
+    Arguments
+    ---------
+    texts : torch.Tensor | np.ndarray
+        Shape (M, d), M >= 2: the map, in the plane of its two main axes.
+    audio : torch.Tensor | np.ndarray
+        Shape (d,).
+    bridged : torch.Tensor | np.ndarray
+        Shape (d,).
+    captions : Sequence[str]
+        The M texts, of which the three nearest to the bridged sound are named.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+
+    Raises
+    ------
+    ValueError
+        If the widths differ, M < 2, or a row is zero or not finite.
+
+    Example
+    -------
+    >>> figure = journey(np.eye(4)[:3], np.eye(4)[3], np.eye(4)[0], ["a", "b", "c"])
+    >>> [text.get_text() for text in figure.legends[0].get_texts()]
+    ['texts', 'the sound', 'behind the bridge']
+    """
+    both = np.stack([np.asarray(audio), np.asarray(bridged)])
+    (texts,), (both,) = _unit_rows(texts=texts), _unit_rows(sound=both)
+    center, axes, share = _principal_plane(texts)
+    spots, (start, end) = (texts - center) @ axes, (both - center) @ axes
+    figure = Figure(figsize=(7.2, 5.6), dpi=_DPI, layout="constrained")
+    panel = figure.add_subplot()
+    panel.scatter(*spots.T, 18, facecolors="none", edgecolors=_TEXT, label="texts")
+    panel.scatter(*start, 60, color=_AUDIO, lw=0, label="the sound", zorder=3)
+    panel.scatter(*end, 60, color=_BRIDGED, lw=0, label="behind the bridge", zorder=3)
+    panel.annotate("", end, start, arrowprops={**_ARROW, "alpha": 1, "linewidth": 1.2})
+    for rank, nearest in enumerate((texts @ both[1]).argsort()[::-1][:3]):
+        panel.annotate(
+            captions[nearest],
+            spots[nearest],
+            (0.02, 0.94 - 0.05 * rank),
+            textcoords="axes fraction",
+            fontsize="small",
+            arrowprops={"arrowstyle": "-", "color": _GRAY, "linewidth": 0.6},
+        )
+    _name_axes(panel, share)
+    _legend(figure, columns=3)
     return figure
 
 

@@ -54,6 +54,28 @@ def tiny_clap(tiny_clap_folder):
     return ClapEncoder(tiny_clap_folder)
 
 
+@pytest.fixture(scope="session")
+def saved_captioner(tmp_path_factory, tiny_clap, tiny_clap_folder):
+    """The folder of a captioner with random weights, which writes something."""
+    from dlink_plugin.bridges import DiffusionLink
+    from dlink_plugin.captioner import Captioner
+    from dlink_plugin.decoder import PrefixDecoder
+    from dlink_plugin.mini.language import write_lm
+
+    folder = tmp_path_factory.mktemp("model")
+    sizes = {"vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "dropout": 0.0}
+    lm = write_lm(folder / "lm", ["a dog barks", "rain [falls]"] * 6, **sizes)
+    torch.manual_seed(0)
+    decoder = PrefixDecoder(32, lm, lm_training="scratch", prefix_length=2)
+    for weight in decoder.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    parts = tiny_clap, DiffusionLink(32), decoder, str(tiny_clap_folder)
+    generation = {"num_beams": 2, "max_new_tokens": 8}
+    captioner = Captioner(*parts, generation, texts=SENTENCES)
+    captioner.save_pretrained(folder / "captioner")
+    return folder / "captioner"
+
+
 def _tiny_clap(projection_dim, fusion):
     from transformers import ClapConfig, ClapModel
 

@@ -131,6 +131,23 @@ def test_alternatives_are_others_and_ranked(captioner, tiny_clap, draws):
         assert cosines == sorted(cosines, reverse=True)
 
 
+def test_a_sound_is_located_before_and_after_the_bridge(
+    captioner, tiny_clap, bridge, decoder, tiny_clap_folder
+):
+    sound = tone(440)
+    audio, bridged = captioner.locate(sound, seed=2)
+    expected = tiny_clap.encode_audio([torch.from_numpy(sound[0]).float()])
+    torch.testing.assert_close(audio, expected[0])
+    torch.testing.assert_close(bridged, bridge(expected, seeded(2, 0))[0])
+    with pytest.raises(ValueError, match="silent"):
+        captioner.locate((np.zeros(100), 16000))
+    centered = C3(32)
+    centered.fit(expected, -expected.flip(1))
+    own = Captioner(tiny_clap, centered, decoder, str(tiny_clap_folder))
+    back = own.locate(tone(900))[1]
+    torch.testing.assert_close(back.norm(), torch.tensor(1.0))
+
+
 def test_a_bad_sound_does_not_stop_the_others(captioner, files, tmp_path):
     text = tmp_path / "text.wav"
     text.write_text("no sound")
@@ -210,10 +227,11 @@ def test_the_mini_clap_is_named_not_copied(decoder, tmp_path):
 
 def test_a_recipe_exports_without_a_bridge(tiny_clap_folder, decoder, tmp_path):
     hparams = {"clap": tiny_clap_folder, "generation": {"num_beams": 1}}
-    export_captioner(tmp_path, hparams, None, decoder, {"data": "d"})
+    export_captioner(tmp_path, hparams, None, decoder, {"data": "d"}, SENTENCES)
     loaded = Captioner.from_pretrained(tmp_path)
     assert type(loaded.bridge) is Identity
     assert (loaded.generation, loaded.about) == ({"num_beams": 1}, {"data": "d"})
+    assert loaded.texts == SENTENCES
 
 
 # What goes wrong

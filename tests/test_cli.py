@@ -13,26 +13,13 @@ import torch
 from dlink_plugin import cli
 from dlink_plugin.bridges import DiffusionLink, MeanShift
 from dlink_plugin.captioner import Captioner
-from dlink_plugin.decoder import PrefixDecoder
 from dlink_plugin.gap import modality_gap
 from dlink_plugin.judge import cross
-from dlink_plugin.mini.language import write_lm
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, tiny_clap, tiny_clap_folder):
-    """A saved captioner that writes something."""
-    folder = tmp_path_factory.mktemp("model")
-    sizes = {"vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "dropout": 0.0}
-    lm = write_lm(folder / "lm", ["a dog barks", "rain [falls]"] * 6, **sizes)
-    torch.manual_seed(0)
-    decoder = PrefixDecoder(32, lm, lm_training="scratch", prefix_length=2)
-    for weight in decoder.parameters():
-        torch.nn.init.normal_(weight, std=0.3)
-    parts = tiny_clap, DiffusionLink(32), decoder, str(tiny_clap_folder)
-    captioner = Captioner(*parts, {"num_beams": 2, "max_new_tokens": 8})
-    captioner.save_pretrained(folder / "captioner")
-    return folder / "captioner"
+def model(saved_captioner):
+    return saved_captioner
 
 
 @pytest.fixture

@@ -125,7 +125,8 @@ def main(argv):
     about["scores"] = result["systems"].get(its.name, {})
     about["command"] = f"python recipes/AudioCaps/caption.py {shlex.join(argv)}"
     bridge = its.bridges.get(its.name)
-    export_captioner(output / "captioner", hparams, bridge, brain.decoder, about)
+    parts = bridge, brain.decoder, about, its.texts
+    export_captioner(output / "captioner", hparams, *parts)
 
 
 if __name__ == "__main__":
