@@ -7,8 +7,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from dlink_plugin.audio import BadAudio
 from dlink_plugin.bridges import C3, Bridge, DiffusionLink, Identity
 from dlink_plugin.captioner import Captioner, export_captioner
 from dlink_plugin.decoder import PrefixDecoder
@@ -169,6 +172,39 @@ def test_own_text_is_not_read_raw(tiny_clap, tiny_clap_folder, decoder):
     captioner = Captioner(tiny_clap, C3(32), decoder, str(tiny_clap_folder))
     (result,) = captioner.caption([tone(440)], raw=True, max_new_tokens=4)
     assert result.caption is not None and result.raw_caption is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_array_is_heard_or_refused(captioner, data):
+    """Length, rate, channels, type, NaN, clipping: features, or a reason."""
+    kind = data.draw(st.sampled_from(["float32", "float64", "int16", "int32", "uint8"]))
+    length = data.draw(st.integers(0, 3000))
+    channels = data.draw(st.sampled_from([(), (1,), (2,), (6,)]))
+    rate = data.draw(st.sampled_from([-1, 0, 1, 50, 8000, 16000, 44100, 192000]))
+    seed, gain = (
+        data.draw(st.integers(0, 99)),
+        data.draw(st.sampled_from([0, 0.1, 1e9])),
+    )
+    samples = gain * np.random.default_rng(seed).normal(size=(length, *channels))
+    if kind.startswith("float") and length and data.draw(st.booleans()):
+        samples[data.draw(st.integers(0, length - 1))] = data.draw(
+            st.sampled_from([np.nan, np.inf, -np.inf])
+        )
+    with np.errstate(invalid="ignore"):
+        samples = samples.astype(kind)
+    heard = captioner._hear((samples, rate))
+    if isinstance(heard, BadAudio):
+        assert "The array is" in str(heard)
+    else:
+        assert heard.isfinite().all() and np.isfinite(samples).all() and rate > 0
+
+
+def test_clipped_short_and_long_sounds_are_captioned(captioner):
+    loud = np.clip(50 * tone(440)[0], -1, 1)
+    sounds = [(loud, 16000), (loud[9:10], 16000), (np.tile(loud, 90), 16000)]
+    results = captioner.caption(sounds)
+    assert [result.error for result in results] == [None] * 3
 
 
 # Saving

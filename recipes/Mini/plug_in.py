@@ -26,6 +26,7 @@ decoder = PrefixDecoder.from_pretrained("results/zero_shot/1234/decoder")  # or 
 
 samples, rate = soundfile.read(sys.argv[1], always_2d=True, dtype="float32")
 samples = soxr.resample(samples.mean(1), rate, extract.sampling_rate)
+samples = samples[: extract.nb_max_samples]  # one window; Captioner averages over all
 inputs = extract(samples, sampling_rate=extract.sampling_rate, return_tensors="pt")
 with torch.no_grad():
     audio = normalize(clap.get_audio_features(**inputs), dim=1)

@@ -1,16 +1,22 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
+import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dlink_plugin.bridges import C3, Bridge, DiffusionLink, MeanShift
 from dlink_plugin.captioner import Captioner
 from dlink_plugin.decoder import PrefixDecoder
+from dlink_plugin.encoders import load_encoder
+from dlink_plugin.mini.language import write_lm
 
-from .conftest import run_recipe, start_recipe
+from ..conftest import write_clip
+from .conftest import ROOT, environment, run_recipe, start_recipe
 from .test_train import wait_for_checkpoint_inside_an_epoch
 
 ZERO_SHOT = ("recipes/AudioCaps/caption.py", "hparams/zero_shot.yaml")
@@ -315,3 +321,22 @@ def test_real_recordings_go_from_files_to_scores(
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert scores(tmp_path)["clips"] == clips
     assert len(table(tmp_path / "predictions.csv")) == clips
+
+
+def test_the_example_plugs_the_bridge_in(tmp_path):
+    """It names folders of the default runs, so it is given its own."""
+    script = (ROOT / "recipes/Mini/plug_in.py").read_text(encoding="utf-8")
+    mini = load_encoder("mini")
+    DiffusionLink(mini.dim).save_pretrained(tmp_path / "results/bridge/1234/bridge")
+    lm = write_lm(tmp_path / "lm", ["a dog barks"] * 9, **yaml.safe_load(SMALL_LM))
+    decoder = PrefixDecoder(mini.dim, lm, lm_training="scratch")
+    decoder.save_pretrained(tmp_path / "results/zero_shot/1234/decoder")
+    (tmp_path / "plug_in.py").write_text(script)
+    write_clip(tmp_path / "tone.wav", 1, 7.0, 44100)
+    command = [sys.executable, "plug_in.py", "tone.wav"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "without the bridge:" in done.stdout and "with the bridge:" in done.stdout
+    assert len(script.splitlines()) < 40
