@@ -158,7 +158,7 @@ def train_bridge(
         Trained; ``load_best`` gives the bridge.
     """
     torch.manual_seed(hparams["seed"])
-    bridge = hparams["bridge"](dim=train.audio.shape[1])
+    bridge = hparams["bridge"](dim=train.audio.shape[1]).to(train.audio.device)
     bridge.fit(train.audio[train.clip_of_text.to(train.audio.device)], train.text)
     brain = BridgeBrain(bridge, hparams, run_opts, folder)
     if any(parameter.requires_grad for parameter in bridge.parameters()):

@@ -21,6 +21,7 @@ from .bridges import Bridge, Identity
 from .embeddings import Embeddings
 from .gap import migration_criteria, modality_gap
 from .judge import choose, cross
+from .report import write_json
 from .scoring import cider_d
 from .splits import Split
 from .standings import Run, mapped_back
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+# Keys of a decoder's YAML file that say where, not what.
+_PLACES = ("output_folder", "train_log", "cache_folder", "bridge", "num_workers")
 
 CONTROLS = ("shuffled", "ceiling")
 
@@ -64,6 +68,7 @@ def check_names(names: Sequence[str], settings: Mapping[str, Sequence]) -> list[
     >>> check_names(["shuffled", "mlp", "none"], {"none": [{}], "mlp": [{}]})
     ['mlp', 'none', 'shuffled']
     """
+    names = [names] if isinstance(names, str) else names
     known = [name for name in settings if name in Bridge.registry and settings[name]]
     known += CONTROLS
     strange = [name for name in names if name not in known]
@@ -100,11 +105,15 @@ def claim(folder: str | Path, hparams: Mapping, split: Split) -> None:
     for rows in (split.train.audio, split.train.text, split.valid.text):
         digest.update(rows.cpu().numpy().tobytes())
     made_from["data"] = digest.hexdigest()
-    before = _first(Path(folder) / "made_from.json", made_from)
+    _claim(Path(folder) / "made_from.json", made_from)
+
+
+def _claim(path: Path, made_from: Mapping) -> None:
+    before = _first(path, made_from)
     other = [key for key in made_from if made_from[key] != before.get(key)]
     if other:
         raise ValueError(
-            f"{folder} holds bridges that were trained with another "
+            f"{path.parent} holds what was trained with another "
             f"{' and '.join(other)}; give another --output_folder or delete it."
         )
 
@@ -115,7 +124,7 @@ def _first(path: Path, content):
         return content
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        write_json(path, content)
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -184,6 +193,7 @@ def _train(build, hparams: Mapping, run_opts, split: Split, folder: Path) -> Bri
     batches = max(1, clips // min(hparams["batch_size"], clips))
     passes = max(1, round(hparams["steps_per_epoch"] / batches))
     changes = {"bridge": build, "passes_per_epoch": passes}
+    changes["run_name"] = "/".join(folder.parts[-3:])
     brain = train_bridge(
         {**hparams, **changes}, run_opts, split.train, split.valid, folder
     )
@@ -279,6 +289,10 @@ def _judge_ceiling(run: Run, split: Split) -> None:
     run.criteria["ceiling"] = modality_gap(split.second, text, seed=run.seed)
 
 
+def _is_plain(value) -> bool:
+    return isinstance(value, (bool, int, float, str))
+
+
 def add_captions(
     run: Run,
     hparams: Mapping,
@@ -310,6 +324,8 @@ def add_captions(
     data : mapping of str to Embeddings
         The splits "val" and "test".
     """
+    knobs = {k: v for k, v in hparams.items() if k not in _PLACES and _is_plain(v)}
+    _claim(Path(folder) / "decoders_made_from.json", knobs | {"texts": len(texts)})
     plain = Identity(embedded.shape[1]).to(embedded.device)
     readers: dict[str, tuple[Bridge, list[str]]] = {}
     for name in run.spaces:

@@ -274,11 +274,17 @@ def migration_criteria(
     if np.linalg.norm(mean) < _TIE:
         return {}
     cosines = moved @ mean / np.maximum(lengths * np.linalg.norm(mean), 1e-12)
-    nearer = (bridged @ text.T).max(1) > (audio @ text.T).max(1) + _TIE
+    nearer = _nearest(bridged, text) > _nearest(audio, text) + _TIE
     return {
         "displacement_cosine": float(cosines.mean()),
         "nearest_text_nearer": float(nearer.mean()),
     }
+
+
+def _nearest(rows: np.ndarray, text: np.ndarray, block: int = 256) -> np.ndarray:
+    """Cosine of each row with its nearest text, (N,), block by block."""
+    starts = range(0, len(rows), block)
+    return np.concatenate([(rows[i : i + block] @ text.T).max(1) for i in starts])
 
 
 def _equal_weights(n: int) -> np.ndarray:

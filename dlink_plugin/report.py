@@ -271,10 +271,10 @@ def rivals_table(against: Mapping[str, Mapping]) -> str:
 
 def write_comparison(
     folder: str | Path,
-    result: Mapping,
     audio: Tensor,
     text: Tensor,
     moved: Mapping[str, Tensor],
+    result: Mapping,
 ) -> None:
     """Write compare.json, compare.md, the figures and TensorBoard, and print the table.
 
@@ -282,14 +282,14 @@ def write_comparison(
     ---------
     folder : str or Path
         The run folder.
-    result : mapping
-        The content of compare.json.
     audio : Tensor
         (N, d) test clips of one run, to draw their migration.
     text : Tensor
         (N, d) their captions.
     moved : mapping of str to Tensor
         (N, d) where each bridge takes them, in the encoder's space.
+    result : mapping
+        The content of compare.json.
     """
     folder, rows = Path(folder), result["bridges"]
     write_json(folder / "compare.json", result)
@@ -305,7 +305,8 @@ def write_comparison(
     pictures = {
         key.replace("@", "_at_"): figures.comparison(drawn, key) for key in criteria
     }
-    pictures["migration"] = figures.migration_panels(audio, text, moved)
+    if moved:
+        pictures["migration"] = figures.migration_panels(audio, text, moved)
     (folder / "figures").mkdir(exist_ok=True)
     with SummaryWriter(folder / "tensorboard") as writer:
         save_figures(folder / "figures", pictures, writer, 0)

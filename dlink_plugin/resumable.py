@@ -163,7 +163,8 @@ class ResumableBrain(sb.Brain):
             for tag, value in scalars.items():
                 self.writer.add_scalar(tag, value, self.optimizer_step)
         # Controls log to the same file, so each line says whose it is.
-        whose = {"run": self.folder.name, "epoch": epoch}
+        whose = {"run": getattr(self.hparams, "run_name", self.folder.name)}
+        whose["epoch"] = epoch
         self.hparams.train_logger.log_stats(whose, valid_stats=stats)
 
 

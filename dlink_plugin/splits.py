@@ -95,8 +95,11 @@ def read_arrays(
             *(len(skipped), len(audio), audio_file, text_file),
             f"{skipped[:10]}{' and more' if len(skipped) > 10 else ''}",
         )
-    rows = (torch.from_numpy(side[good]).float() for side in (audio, text))
-    return *(normalize(side, dim=1) for side in rows), skipped
+    # Largest number first to 1: squares of what is far from 1 over- or underflow.
+    rows = [side[good] / np.abs(side[good]).max(1, keepdims=True, initial=0)
+            for side in (audio, text)]  # fmt: skip
+    unit = (normalize(torch.from_numpy(side), dim=1).float() for side in rows)
+    return *unit, skipped
 
 
 def _read(file: str | Path) -> np.ndarray:
@@ -118,7 +121,8 @@ def fold_splits(audio: Tensor, text: Tensor, folds: int, seed: int) -> list[Spli
     """Each fold in turn is the test; what is left is for training and choosing.
 
     A fifth of what is left is for choosing (validation), so no fold's bridge has seen
-    its test pairs. The order is random and follows from the seed.
+    its test pairs. Rows of the same audio stay together. Which clips go where is random
+    and follows from the seed.
 
     Arguments
     ---------
@@ -154,12 +158,17 @@ def fold_splits(audio: Tensor, text: Tensor, folds: int, seed: int) -> list[Spli
             f"{_PAIRS_PER_FOLD * max(shares, 1)} or more; give more pairs or 1 to "
             f"{max(1, len(audio) // _PAIRS_PER_FOLD)} folds."
         )
-    parts = torch.randperm(len(audio), generator=seeded(seed)).tensor_split(shares)
+    # A clip that stands there once for each of its captions is in one fold with all.
+    _, clip = torch.unique(audio, dim=0, return_inverse=True)
+    clips = int(clip.max()) + 1
+    place = torch.randperm(clips, generator=seeded(seed)).to(clip.device)[clip]
+    fold = place * shares // clips
     splits = []
-    for number, test in enumerate(parts[:folds]):
-        rest = torch.cat([*parts[:number], *parts[number + 1 :]])
-        valid, train = rest.tensor_split([len(rest) // 5])
-        rows = (train, valid, test)
+    for number in range(folds):
+        test = fold == number
+        rest = place[~test].unique()
+        valid = ~test & (place < rest[len(rest) // 5])
+        rows = (~test & ~valid, valid, test)
         splits.append(Split(*(_pairs(audio[some], text[some]) for some in rows)))
     return splits
 

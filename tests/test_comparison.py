@@ -144,8 +144,6 @@ def test_the_budget_is_in_steps_whatever_the_number_of_pairs(
     with pytest.raises(Stop):
         comparison._train(None, hparams, None, split, Path())
     assert given["passes_per_epoch"] == passes
-    batches = clips // min(clips, hparams["batch_size"])
-    assert passes * batches >= min(30, batches)
 
 
 # Judging

@@ -264,7 +264,7 @@ def test_rivals_are_shown_with_their_intervals(compared):
 
 def test_a_comparison_is_written_and_shown(compared, tmp_path, capsys):
     audio, text = torch.randn(2, 20, 8, generator=torch.Generator().manual_seed(0))
-    report.write_comparison(tmp_path, compared, audio, text, {"none": audio})
+    report.write_comparison(tmp_path, audio, text, {"none": audio}, compared)
     assert json.loads((tmp_path / "compare.json").read_text()) == compared
     page = (tmp_path / "compare.md").read_text()
     assert page.startswith("a test: 20 clips, 2 seed(s), 1 fold(s)\n\n| bridge |")

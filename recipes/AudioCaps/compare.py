@@ -12,6 +12,7 @@ events and, for each seed, every bridge's checkpoints and ``bridge/``.
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 import dlink_plugin.compat  # noqa: F401
@@ -37,7 +38,7 @@ from dlink_plugin.tasks import embed_training_texts
 logger = logging.getLogger(__name__)
 
 
-def load_splits(hparams, device):
+def load_splits(hparams, device, seed):
     """The splits to compare on, what to say of them, and the corpus, if it is one."""
     files = hparams["audio_embeddings"], hparams["text_embeddings"]
     if any(files):
@@ -47,9 +48,7 @@ def load_splits(hparams, device):
                 "--text_embeddings, and come without captions: --captions False."
             )
         audio, text, skipped = read_arrays(*files)
-        splits = fold_splits(
-            audio.to(device), text.to(device), hparams["folds"], hparams["seeds"][0]
-        )
+        splits = fold_splits(audio.to(device), text.to(device), hparams["folds"], seed)
         names = [Path(file).name for file in files]
         title = f"{' and '.join(names)}, {len(splits)} folds"
         return splits, {"data": title, "clips": len(audio), "skipped": skipped}, None
@@ -86,36 +85,39 @@ def main(argv):
     """Embed, train all bridges with each seed, judge them, write it all down."""
     hparams_file, run_opts, overrides, hparams = load_recipe(argv)
     names = check_names(hparams["bridges"], hparams["settings"])
+    given = hparams["seeds"]
+    seeds = [given] if isinstance(given, int) else list(given)
+    if not seeds:
+        raise ValueError('--seeds is empty; give one or more, as in --seeds "[1234]".')
     output = Path(hparams["output_folder"])
     sb.create_experiment_directory(output, hparams_file, overrides)
     device = run_opts.device or sb.utils.distributed.infer_device()
-    splits, about, corpus = load_splits(hparams, device)
+    splits, about, corpus = load_splits(hparams, device, seeds[0])
 
     runs = []
-    for seed in hparams["seeds"]:
+    for seed in seeds:
         for fold, split in enumerate(splits):
             folder = output / str(seed) / (f"fold_{fold}" if len(splits) > 1 else "")
             claim(folder, hparams, split)
             logger.info("Seed %d, fold %d of %d", seed, fold + 1, len(splits))
             own = {**hparams, "seed": seed}
             runs.append(compare_once(names, own, run_opts, split, folder, fold))
-    if hparams["captions"]:
-        caption(runs, hparams, hparams_file, run_opts, output, corpus)
-    if not if_main_process():
-        return
-
-    rows = summarize(runs)
-    result = {
-        **about,
-        "seeds": hparams["seeds"],
+    about |= {
+        "candidates": [len(split.test) for split in splits],
+        "seeds": seeds,
         "folds": len(splits),
-        "bridges": rows,
-        "diffusion_link_against": rivals(runs, hparams["bootstrap_draws"]),
-        "settings_tried": {k: v for k, v in hparams["settings"].items() if k in rows},
+        "settings_tried": {k: v for k, v in hparams["settings"].items() if k in names},
         "settings_chosen": {k: [run.chosen.get(k) for run in runs] for k in names},
     }
-    write_comparison(output, result, *splits[0].test[:], runs[0].moved)
-    failed = {name: row["error"] for name, row in rows.items() if "error" in row}
+    if if_main_process():  # before captions, which may fail
+        about["diffusion_link_against"] = rivals(runs, hparams["bootstrap_draws"])
+        write = partial(write_comparison, output, *splits[0].test[:], runs[0].moved)
+        write({**about, "bridges": summarize(runs)})
+    if hparams["captions"]:
+        caption(runs, hparams, hparams_file, run_opts, output, corpus)
+        if if_main_process():
+            write({**about, "bridges": summarize(runs)})
+    failed = {name: why for run in runs for name, why in run.errors.items()}
     if failed:
         sys.exit(f"error: {len(failed)} of {len(names)} bridges failed: {failed}")
 

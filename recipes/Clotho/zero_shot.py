@@ -12,14 +12,26 @@ from pathlib import Path
 import dlink_plugin.compat  # noqa: F401
 
 import speechbrain as sb
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
-from dlink_plugin import MeanShift, PrefixDecoder
+from dlink_plugin import Bridge, MeanShift, PrefixDecoder
 from dlink_plugin.console import load_recipe, plain_errors
 from dlink_plugin.embeddings import embed_splits
 from dlink_plugin.encoders import load_encoder
 from dlink_plugin.judge import load_bridge, stand_ins
 from dlink_plugin.report import log_captions, write_captions
+
+
+def same(bridge, folder):
+    """Whether the decoder's bridge is this one: it reads no other's text space."""
+    other = Bridge.from_pretrained(folder)
+    if other.config != bridge.config:
+        return False
+    theirs = other.state_dict()
+    return all(
+        torch.equal(value, theirs[k]) for k, value in bridge.state_dict().items()
+    )
 
 
 def main(argv):
@@ -35,15 +47,18 @@ def main(argv):
         plain = PrefixDecoder.from_pretrained(trained / "plain_decoder").to(device)
     bridges = {"mean_shift": MeanShift.from_pretrained(trained / "mean_shift")}
     name = "none"
-    if hparams["bridge"] != "none":
+    if hparams["bridge"] == "none":
+        decoder = plain
+    else:
         bridge = load_bridge(hparams["bridge"], decoder.dim, seed)
         bridges[bridge.name], name = bridge, bridge.name
         if bridge.reading == "text":
             decoder = plain
-        elif decoder is plain:
+        elif decoder is plain or not same(bridge, trained / "captioner" / "bridge"):
             raise ValueError(
                 f"{trained} has no decoder for {name}, which brings its own text; run "
-                f"caption.py hparams/zero_shot.yaml --bridge {hparams['bridge']}."
+                f"caption.py hparams/zero_shot.yaml --bridge {hparams['bridge']} with "
+                "an --output_folder of its own and give that as --trained."
             )
 
     encoder = load_encoder(str(hparams["clap"])).to(device)

@@ -32,6 +32,7 @@ def main(model):
         sys.exit("Run the main job first: it writes the embedded corpus.")
     bridge, none = captioner.bridge, Identity(captioner.bridge.dim)
     audio = torch.nn.functional.normalize(torch.randn(CLIPS, bridge.dim), dim=1)
+    parts = audio.split(32)
     captioner.caption(files[:32])  # warms up
     times = {"with": [], "without": [], "bridge": []}
     for _ in range(3):
@@ -39,7 +40,6 @@ def main(model):
             captioner.bridge = each
             times[name].append(seconds(lambda: captioner.caption(files)))
         with torch.no_grad():
-            parts = audio.split(32)
             times["bridge"].append(seconds(lambda: [bridge(rows) for rows in parts]))
     middle = {name: statistics.median(values) for name, values in times.items()}
     found = {

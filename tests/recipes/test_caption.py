@@ -237,9 +237,20 @@ def test_it_goes_on_to_supervised_and_to_clotho(
     assert finished.returncode == 0, finished.stderr[-3000:]
     systems = {"none", "mean_shift", "c3", "ceiling"}
     assert set(scores(tmp_path)["systems"]) == systems
-    refused = clotho(zero_shot_run[0], bridge)
-    assert refused.returncode == 1
-    assert "no decoder for c3, which brings its own text" in refused.stderr
+    other = C3(32)
+    other.fit(torch.eye(32), torch.eye(32))
+    other.save_pretrained(tmp_path / "other")
+    for trained, asked in (
+        (zero_shot_run[0], bridge),  # a decoder of plain text
+        (own_text_run / "run", tmp_path / "other"),  # one of another C3
+    ):
+        refused = clotho(trained, asked)
+        assert refused.returncode == 1
+        assert "no decoder for c3, which brings its own text" in refused.stderr
+    none = clotho(own_text_run / "run", "none")
+    assert none.returncode == 0, none.stderr[-3000:]
+    plain = PrefixDecoder.from_pretrained(own_text_run / "run" / "plain_decoder")
+    assert "none" in scores(tmp_path)["systems"] and plain.dim == 32
 
 
 def test_training_texts_may_come_from_a_file_and_pass_the_bridge(options, tmp_path):

@@ -141,6 +141,7 @@ def test_arrays_are_compared_in_folds(arrays, tmp_path):
 def test_a_bridge_that_fails_is_reported_beside_the_others(arrays, tmp_path):
     settings = "{none: [{}], ridge: [{alpha: -1.0}], procrustes: [{}]}"
     changes = {"bridges": "[none, ridge, procrustes]", "settings": settings, **arrays}
+    changes["seeds"] = 1
     finished = run_recipe(*RECIPE, *options(tmp_path / "run", **changes))
     assert finished.returncode == 1
     assert "error: 1 of 3 bridges failed" in finished.stderr
@@ -159,6 +160,7 @@ def test_a_bridge_that_fails_is_reported_beside_the_others(arrays, tmp_path):
         ({"bridges": "[none, unet]"}, "'unet'; choose from none"),
         ({"text_embeddings": "null"}, "two files, --audio_embeddings"),
         ({"captions": True}, "come without captions"),
+        ({"seeds": "[]"}, "--seeds is empty"),
         ({"folds": 30}, "60 pairs cannot be compared with --folds 30"),
         ({"audio_embeddings": "/no/such.npy"}, "/no/such.npy"),
     ],
