@@ -25,6 +25,7 @@ class DiffusionPrior(Bridge, name="diffusion_prior"):
     Salimans, 2022): f(x, t, 0) + w (f(x, t, a) - f(x, t, 0)). Departures: DALL-E 2
     goes from text to image and its denoiser is a causal transformer; here audio leads
     to text, and the denoiser is the residual MLP with the condition added to its input.
+    DALL-E 2 draws two samples and keeps the one nearer to its condition; here, one.
 
     Arguments
     ---------

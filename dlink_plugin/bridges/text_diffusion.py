@@ -40,7 +40,8 @@ class DiffusionBridge(Centered, name="diffusion_bridge"):
     timesteps : int
         T of the noise schedule.
     scale : float
-        Of the centered unit vectors; the original has 5, for d = 512.
+        Of the centered unit vectors; the original has 5, for d = 512. It is not
+        adapted to other widths.
     start_step : int
         Where the audio enters; the original has 600.
     steps : int
