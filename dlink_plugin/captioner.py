@@ -157,7 +157,7 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         batch_size : int
             Sounds at a time.
         seed : int
-            Of the bridge's noise.
+            Of the bridge's noise, which also depends on a sound's place in the list.
         progressbar : bool
             Whether to show progress.
         **generation : dict

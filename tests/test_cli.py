@@ -87,6 +87,19 @@ def test_one_bad_file_is_told_and_the_others_are_captioned(dlink, model, sounds)
     assert rows[1]["error"] is None
 
 
+def test_files_of_one_and_of_no_sample(dlink, model, tmp_path):
+    soundfile.write(tmp_path / "one.wav", np.array([0.5]), 16000)
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 44100)
+    (tmp_path / "empty.flac").touch()
+    files = [tmp_path / name for name in ("one.wav", "none.wav", "empty.flac")]
+    code, out, _ = dlink("caption", *files, tmp_path / "no.wav", "--model", model,
+                         "--json")  # fmt: skip
+    errors = [row["error"] for row in json.loads(out)]
+    assert code == 1 and errors[0] is None
+    assert "of zero length" in errors[1]
+    assert all("undecodable" in error for error in errors[2:])
+
+
 def test_csv_can_be_read_back(dlink, model, sounds):
     arguments = ("--model", model, "--csv", "--explain", "--top", 2)
     code, out, _ = dlink("caption", sounds / "b.wav", *arguments)
