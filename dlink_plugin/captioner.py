@@ -172,7 +172,8 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         with tqdm(total=len(sounds), unit="sound", disable=not progressbar) as bar:
             for start in range(0, len(sounds), batch_size):
                 batch = sounds[start : start + batch_size]
-                options = alternatives, draws, raw, seeded(seed, start), settings
+                generator = seeded(seed, start, device=self.encoder.device)
+                options = alternatives, draws, raw, generator, settings
                 results += self._caption_batch(batch, *options)
                 bar.update(len(batch))
         return results
@@ -202,7 +203,8 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         if isinstance(features, BadAudio):
             raise features
         audio = self.encoder.encode_prepared([features])
-        rows = self._cross(audio, 1, seeded(seed, 0))[0]
+        generator = seeded(seed, 0, device=self.encoder.device)
+        rows = self.bridge(audio, generator)
         return audio[0].cpu(), self.bridge.encoder_space(rows)[0].cpu()
 
     def _caption_batch(
@@ -211,7 +213,8 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         heard = [self._hear(sound) for sound in sounds]
         good = [features for features in heard if not isinstance(features, BadAudio)]
         audio = self.encoder.encode_prepared(good)
-        rows = self._cross(audio, draws, generator)
+        # (K, N, d): K bridged embeddings of each sound
+        rows = torch.stack([self.bridge(audio, generator) for _ in range(draws)])
         write = self.decoder.generate
         captions = write(normalize(rows.mean(0), dim=1), **settings) if good else []
         others = self._alternatives(rows, alternatives, settings)
@@ -235,15 +238,6 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         except BadAudio as error:
             return error
         return self.encoder.prepare_audio(waveform)
-
-    def _cross(self, audio: Tensor, draws: int, generator) -> Tensor:
-        """(K, N, d): K bridged embeddings of each sound."""
-        if audio.device.type != "cpu":
-            generator = torch.Generator(audio.device).manual_seed(
-                generator.initial_seed()
-            )
-        bridged = [self.bridge(audio, generator) for _ in range(draws)]
-        return torch.stack(bridged)
 
     def _alternatives(self, rows: Tensor, number: int, settings) -> list[list[str]]:
         """Captions of each sound from several beams of each draw."""

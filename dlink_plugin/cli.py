@@ -23,6 +23,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+Model = Annotated[
+    str | None,
+    typer.Option(help="Captioner: a folder or hub id; else the newest in results/."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="JSON on standard output.")]
 
 
@@ -31,12 +35,7 @@ def caption(
     paths: Annotated[
         list[Path], typer.Argument(help="Sound files or folders of them.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Captioner: a folder or hub id; else the newest in results/."
-        ),
-    ] = None,
+    model: Model = None,
     as_json: AsJson = False,
     as_csv: Annotated[
         bool, typer.Option("--csv", help="CSV on standard output.")
@@ -309,12 +308,7 @@ def describe(folder: Path) -> dict:
 
 @app.command()
 def demo(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="Captioner: a folder or hub id; else the newest in results/."
-        ),
-    ] = None,
+    model: Model = None,
     port: Annotated[int, typer.Option(help="Of the page, on this machine.")] = 7860,
 ) -> None:
     """Show a page: drop or record a sound, read its captions, see where it moved."""

@@ -289,10 +289,6 @@ def _judge_ceiling(run: Run, split: Split) -> None:
     run.criteria["ceiling"] = modality_gap(split.second, text, seed=run.seed)
 
 
-def _is_plain(value) -> bool:
-    return isinstance(value, (bool, int, float, str))
-
-
 def add_captions(
     run: Run,
     hparams: Mapping,
@@ -324,7 +320,10 @@ def add_captions(
     data : mapping of str to Embeddings
         The splits "val" and "test".
     """
-    knobs = {k: v for k, v in hparams.items() if k not in _PLACES and _is_plain(v)}
+    plain_values = {
+        k: v for k, v in hparams.items() if isinstance(v, (int, float, str))
+    }
+    knobs = {k: v for k, v in plain_values.items() if k not in _PLACES}
     _claim(Path(folder) / "decoders_made_from.json", knobs | {"texts": len(texts)})
     plain = Identity(embedded.shape[1]).to(embedded.device)
     readers: dict[str, tuple[Bridge, list[str]]] = {}

@@ -76,10 +76,10 @@ def gap_table(systems: Mapping[str, Mapping[str, float]]) -> str:
     | none | 0.500 | 0.500 | 0.500 | 0.500 | 0.500 | 0.500 | 0.500 |
     """
     heads = ["bridge", *_SHOWN]
-    lines = [heads, ["---"] * len(heads)]
+    lines = [heads]
     for name, criteria in systems.items():
         lines.append([name, *(f"{criteria[key]:.3f}" for key in _SHOWN)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _markdown(lines)
 
 
 def scores_table(result: Mapping) -> str:
@@ -103,11 +103,11 @@ def scores_table(result: Mapping) -> str:
     """
     systems = result["systems"]
     heads = list(dict.fromkeys(key for scores in systems.values() for key in scores))
-    lines = [["system", *heads], ["---"] * (len(heads) + 1)]
+    lines = [["system", *heads]]
     for name, scores in systems.items():
         cells = [f"{scores[key]:.3f}" if key in scores else "" for key in heads]
         lines.append([name, *cells])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _markdown(lines)
 
 
 def captions_table(
@@ -136,11 +136,11 @@ def captions_table(
     >>> print(table.splitlines()[-1])
     | rain falls / it rains | rain |
     """
-    lines = [["references", *systems], ["---"] * (len(systems) + 1)]
+    lines = [["references", *systems]]
     for row in range(min(clips, len(references))):
         cells = [" / ".join(references[row][:2]), *(s[row] for s in systems.values())]
         lines.append([" ".join(cell.split()).replace("|", "/") for cell in cells])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _markdown(lines)
 
 
 def over_seeds(files: Sequence[str | Path]) -> dict:
@@ -207,11 +207,11 @@ def seeds_table(summary: Mapping) -> str:
     text : str
     """
     rows = {name: row for name, row in summary.items() if isinstance(row, dict)}
-    lines = [["criterion", *rows], ["---"] * (len(rows) + 1)]
+    lines = [["criterion", *rows]]
     for criterion in next(iter(rows.values())):
         cells = [row.get(criterion) for row in rows.values()]
         lines.append([criterion, *map(_cell, cells)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _markdown(lines)
 
 
 def comparison_table(rows: Mapping[str, Mapping]) -> str:
@@ -235,14 +235,14 @@ def comparison_table(rows: Mapping[str, Mapping]) -> str:
     """
     shown = [k for k in _COMPARED if any(k in row for row in rows.values())]
     heads = ["bridge", "saw", *(k.replace("_", " ") for k in shown), "seconds"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = [heads]
     for name, row in rows.items():
         if "error" in row:
             cells = [f"failed: {row['error']}".replace("|", "/"), *[""] * len(shown)]
         else:
             cells = [_cell(row.get(key)) for key in shown] + [f"{row['seconds']:.0f}"]
         lines.append([f"`{name}`", row["saw"], *cells])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _markdown(lines)
 
 
 def rivals_table(against: Mapping[str, Mapping]) -> str:
@@ -262,11 +262,11 @@ def rivals_table(against: Mapping[str, Mapping]) -> str:
         return ""
     criteria = list(next(iter(against.values())))
     heads = ["diffusion_link against", *(k.replace("_", " ") for k in criteria)]
-    lines = [heads, ["---"] * len(heads)]
+    lines = [heads]
     for name, row in against.items():
         form = "{verdict}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]"
         lines.append([f"`{name}`", *(form.format(**cell) for cell in row.values())])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _markdown(lines)
 
 
 def write_comparison(
@@ -316,6 +316,13 @@ def write_comparison(
             what = {"bridge": name, "saw": row["saw"]}
             writer.add_hparams(what, means, run_name=name)
     print(f"\n{table}\n\nIn {folder}: compare.json, compare.md, figures, tensorboard/")
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table: its head, then its rows."""
+    head, *rows = lines
+    drawn = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in drawn)
 
 
 def _cell(value: Mapping | None) -> str:

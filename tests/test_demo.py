@@ -110,7 +110,8 @@ def test_a_silent_sound_is_told_without_the_servers_path(page, browser, tmp_path
     soundfile.write(tmp_path / "silence.wav", np.zeros(16000), 16000)
     browser.get(page)
     wait = upload(browser, tmp_path / "silence.wav")
+    # While the message fades in, its text reads as empty.
     told = wait.until(
-        lambda b: b.find_element(By.CSS_SELECTOR, ".toast-body, .toast-text")
-    ).text
+        lambda b: b.find_element(By.CSS_SELECTOR, ".toast-body, .toast-text").text
+    )
     assert "silence.wav is silent" in told and "/" not in told
