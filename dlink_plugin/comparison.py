@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ __all__ = [
     "check_names",
     "claim",
     "compare_once",
+    "train_alone",
     "train_contender",
 ]
 
@@ -172,7 +173,9 @@ def train_contender(
         key = ",".join(f"{k}={v}" for k, v in fixed.items()) or "default"
         if key not in trained:
             build = partial(kind, **common | fixed)
-            trained[key] = _train(build, hparams, run_opts, split, Path(folder) / key)
+            trained[key] = train_alone(
+                build, hparams, run_opts, split, Path(folder) / key
+            )
         tried.append((trained[key].with_arguments(**later), dict(setting)))
     if len(tried) == 1:
         return tried[0]
@@ -187,7 +190,33 @@ def train_contender(
     return tried[rows.index(choose(rows, raw, hparams["keep_recall"]))]
 
 
-def _train(build, hparams: Mapping, run_opts, split: Split, folder: Path) -> Bridge:
+def train_alone(
+    build: Callable[..., Bridge],
+    hparams: Mapping,
+    run_opts,
+    split: Split,
+    folder: Path,
+) -> Bridge:
+    """Train one bridge in one setting.
+
+    Arguments
+    ---------
+    build : callable
+        Makes it, given ``dim``.
+    hparams : mapping
+        What ``train_bridge`` needs, and ``steps_per_epoch``.
+    run_opts : RunOptions
+        SpeechBrain's.
+    split : Split
+        Of which the test is not looked at.
+    folder : Path
+        Where checkpoints and TensorBoard events go; an earlier run there is resumed.
+
+    Returns
+    -------
+    bridge : Bridge
+        In eval mode.
+    """
     # As many steps whatever the number of pairs: a few hundred need many passes.
     clips = len(split.train.audio)
     batches = max(1, clips // min(hparams["batch_size"], clips))

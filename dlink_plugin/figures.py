@@ -18,6 +18,7 @@ __all__ = [
     "clouds",
     "comparison",
     "cosine_histograms",
+    "few_pairs",
     "journey",
     "migration",
     "migration_panels",
@@ -362,6 +363,51 @@ def comparison(rows: Mapping[str, Mapping], criterion: str) -> Figure:
     panel.grid(axis="y", alpha=0.3)
     panel.set_xlabel(f"{criterion.replace('_', ' ')} (bar: std over runs)")
     _legend(figure, columns=3)
+    return figure
+
+
+def few_pairs(curves: Mapping[str, Mapping[int, Mapping]]) -> Figure:
+    """What bridges make of fewer training pairs.
+
+    Arguments
+    ---------
+    curves : Mapping[str, Mapping[int, Mapping]]
+        Bridge -> number of training clips -> criterion -> {"mean", "std"}.
+
+    Returns
+    -------
+    figure : matplotlib.figure.Figure
+        A panel for each of the relative gap, recall@10, separability and CIDEr-D that
+        is there.
+
+    Example
+    -------
+    >>> row = {"cider_d": {"mean": 0.8, "std": 0.01}}
+    >>> len(few_pairs({"mlp": {100: row, 400: row}}).axes)
+    1
+    """
+    wanted = ("relative_modality_gap", "recall@10_audio_to_text",
+              "linear_separability", "cider_d")  # fmt: skip
+    there = {key for of in curves.values() for row in of.values() for key in row}
+    shown = [key for key in wanted if key in there]
+    figure = Figure(figsize=(3.1 * len(shown), 3.2), dpi=_DPI, layout="constrained")
+    for place, key in enumerate(shown):
+        panel = figure.add_subplot(1, len(shown), place + 1)
+        for name, of in curves.items():
+            points = {n: row[key] for n, row in of.items() if key in row}
+            means = [each["mean"] for each in points.values()]
+            bars = [each["std"] for each in points.values()]
+            panel.errorbar(
+                points.keys(), means, bars, capsize=3, marker="o", label=name
+            )
+        panel.set_xscale("log")
+        ticks = sorted({n for of in curves.values() for n in of})
+        panel.set_xticks(ticks, ticks, rotation=45)
+        panel.minorticks_off()
+        panel.set_title(key.replace("_", " "))
+        panel.set_xlabel("training clips")
+        panel.grid(alpha=0.3)
+    _legend(figure, columns=len(curves))
     return figure
 
 

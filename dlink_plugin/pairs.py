@@ -56,6 +56,46 @@ class Pairs(Dataset):
         audio = self.audio[order.to(self.audio.device)]
         return Pairs(audio, self.text, self.clip_of_text)
 
+    def subset(self, clips: int, seed: int) -> Pairs:
+        """Some of the clips at random, each with all its captions.
+
+        Arguments
+        ---------
+        clips : int
+            How many, 1 to N.
+        seed : int
+            Of the choice. Fewer clips with the same seed are among the more.
+
+        Returns
+        -------
+        pairs : Pairs
+
+        Raises
+        ------
+        ValueError
+            If there are not so many.
+
+        Example
+        -------
+        >>> pairs = Pairs(
+        ...     torch.eye(3), torch.ones(6, 3), torch.tensor([0, 0, 1, 1, 2, 2])
+        ... )
+        >>> len(pairs.subset(2, seed=0))
+        4
+        """
+        if not 1 <= clips <= len(self.audio):
+            raise ValueError(
+                f"There are {len(self.audio)} clips to choose {clips} from; give a "
+                "number between 1 and that."
+            )
+        order = torch.randperm(len(self.audio), generator=seeded(seed))
+        new = torch.full((len(self.audio),), -1)
+        new[order[:clips]] = torch.arange(clips)
+        owner = new[self.clip_of_text.cpu()]
+        audio = self.audio[order[:clips].to(self.audio.device)]
+        text = self.text[(owner >= 0).to(self.text.device)]
+        return Pairs(audio, text, owner[owner >= 0].to(self.clip_of_text.device))
+
     @staticmethod
     def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The batch as ``__getitems__`` made it."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,9 +15,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from . import figures
 from .embeddings import Embeddings
+from .mini.corpus import subsets
 from .scoring import compare, write_predictions
+from .standings import mean_and_std
 
 __all__ = [
+    "ablation_table",
     "captions_table",
     "comparison_table",
     "gap_table",
@@ -30,6 +32,7 @@ __all__ = [
     "save_figures",
     "scores_table",
     "seeds_table",
+    "write_ablation",
     "write_captions",
     "write_comparison",
     "write_json",
@@ -53,6 +56,13 @@ _COMPARED = (
     "displacement_cosine",
     "nearest_text_nearer",
     "cider_d",
+)
+_ABLATED = (
+    *("valid_relative_modality_gap", "valid_recall@1_audio_to_text", "valid_cider_d"),
+    *("paired_cosine", "centroid_distance", "relative_modality_gap"),
+    *("frechet_distance", "linear_separability"),
+    *("recall@1_audio_to_text", "recall@10_audio_to_text", "topology_error"),
+    *("cider_d", "cider_d_three_or_more_events", "cider_d_unseen_combination"),
 )
 _PROJECTED_CLIPS = 500
 _SHOWN_CAPTIONS = 50
@@ -174,7 +184,7 @@ def over_seeds(files: Sequence[str | Path]) -> dict:
     tables = [_rows(run) for run in runs]
     for name, row in tables[0].items():
         summary[name] = {
-            criterion: _mean_and_std([table[name][criterion] for table in tables])
+            criterion: mean_and_std([table[name][criterion] for table in tables])
             for criterion in row
             if all(criterion in table[name] for table in tables)
         }
@@ -188,10 +198,6 @@ def _rows(run: Mapping) -> dict[str, Mapping]:
         return {**run["systems"], **{k: row for k, row in ratios.items() if row}}
     same = run["none"].keys()
     return {k: v for k, v in run.items() if isinstance(v, dict) and v.keys() == same}
-
-
-def _mean_and_std(values: list[float]) -> dict[str, float]:
-    return {"mean": statistics.mean(values), "std": statistics.stdev(values)}
 
 
 def seeds_table(summary: Mapping) -> str:
@@ -298,24 +304,95 @@ def write_comparison(
         [comparison_table(rows), rivals_table(result["diffusion_link_against"])]
     )
     (folder / "compare.md").write_text(table.rstrip() + "\n", encoding="utf-8")
+    pictures = {}
+    if moved:
+        pictures["migration"] = figures.migration_panels(audio, text, moved)
+    _show_rows(folder, "compare", table, rows, pictures)
+
+
+def ablation_table(rows: Mapping[str, Mapping]) -> str:
+    """A Markdown table of an ablation: what validation says, what test says.
+
+    Arguments
+    ---------
+    rows : mapping of str to mapping
+        "bridges" of an ablation.json.
+
+    Returns
+    -------
+    text : str
+        Mean ± standard deviation; the columns on validation end in "(val)".
+
+    Example
+    -------
+    >>> row = {"valid_cider_d": {"mean": 1, "std": 0}, "cider_d": {"mean": 2, "std": 0}}
+    >>> print(ablation_table({"no noise": row}))
+    | change | cider d (val) | cider d |
+    | --- | --- | --- |
+    | no noise | 1.000 ± 0.000 | 2.000 ± 0.000 |
+    """
+    shown = [k for k in _ABLATED if any(k in row for row in rows.values())]
+    lines = [["change", *map(_ablated_head, shown)]]
+    for name, row in rows.items():
+        if "error" in row:
+            cells = [f"failed: {row['error']}".replace("|", "/"), *[""] * len(shown)]
+            lines.append([name, *cells[: len(shown)]])
+        else:
+            lines.append([name, *(_cell(row.get(key)) for key in shown)])
+    return _markdown(lines)
+
+
+def write_ablation(folder: str | Path, result: Mapping, pairs: Mapping) -> None:
+    """Write ablation.json, ablation.md, the figures and TensorBoard, print the table.
+
+    Arguments
+    ---------
+    folder : str or Path
+        The run folder.
+    result : mapping
+        The content of ablation.json.
+    pairs : mapping of str to mapping of int to str
+        Bridge to number of training pairs to row, for the figure of few pairs.
+    """
+    folder, rows = Path(folder), result["bridges"]
+    write_json(folder / "ablation.json", result)
+    table = f"{result['data']}: {result['clips']} clips, {len(result['seeds'])} seed(s)"
+    table += f"\n\n{ablation_table(rows)}"
+    (folder / "ablation.md").write_text(table + "\n", encoding="utf-8")
+    curves = {
+        bridge: {n: rows[name] for n, name in sorted(of.items()) if name in rows}
+        for bridge, of in pairs.items()
+    }
+    pictures = {"few_pairs": figures.few_pairs(curves)} if curves else {}
+    _show_rows(folder, "ablation", table, rows, pictures)
+
+
+def _show_rows(
+    folder: Path, title: str, table: str, rows: Mapping, pictures: Mapping
+) -> None:
+    """Figures of every criterion and TensorBoard, for rows of means."""
     drawn = {name: row for name, row in rows.items() if "error" not in row}
     criteria = dict.fromkeys(
         key for row in drawn.values() for key in row if isinstance(row[key], dict)
     )
     pictures = {
         key.replace("@", "_at_"): figures.comparison(drawn, key) for key in criteria
-    }
-    if moved:
-        pictures["migration"] = figures.migration_panels(audio, text, moved)
+    } | dict(pictures)
     (folder / "figures").mkdir(exist_ok=True)
     with SummaryWriter(folder / "tensorboard") as writer:
         save_figures(folder / "figures", pictures, writer, 0)
-        writer.add_text("compare", table)
+        writer.add_text(title, table)
         for name, row in drawn.items():
             means = {f"test/{k}": row[k]["mean"] for k in criteria if k in row}
             what = {"bridge": name, "saw": row["saw"]}
-            writer.add_hparams(what, means, run_name=name)
-    print(f"\n{table}\n\nIn {folder}: compare.json, compare.md, figures, tensorboard/")
+            writer.add_hparams(what, means, run_name=name.replace("/", "_"))
+    left = f"{title}.json, {title}.md, figures, tensorboard/"
+    print(f"\n{table}\n\nIn {folder}: {left}")
+
+
+def _ablated_head(key: str) -> str:
+    name = key.removeprefix("valid_").replace("_audio_to_text", "").replace("_", " ")
+    return f"{name} (val)" if key.startswith("valid_") else name
 
 
 def _markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -456,9 +533,10 @@ def write_captions(
     """
     folder, names = Path(folder), [clip.fname for clip in clips.clips]
     references = [clip.captions for clip in clips.clips]
+    harder = subsets([clip.path for clip in clips.clips])
     result = {
         "data": title,
-        **compare(captions, references, bridge=main),
+        **compare(captions, references, bridge=main, subsets=harder),
         "skipped_clips": list(clips.skipped),
         "rows_without_audio": clips.rows_without_audio,
     }

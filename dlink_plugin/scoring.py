@@ -213,6 +213,8 @@ def compare(
     bridge: str,
     ceiling: str = "ceiling",
     tokenizer: str = "auto",
+    metrics: Iterable[str] | None = None,
+    subsets: Mapping[str, Sequence[int]] | None = None,
 ) -> dict:
     """What scores.json says of several systems on the same clips.
 
@@ -230,13 +232,19 @@ def compare(
         The best that a bridge could do.
     tokenizer : str
         See ``score``.
+    metrics : iterable of str, optional
+        See ``score``.
+    subsets : mapping of str to sequence of int, optional
+        Some of the clips, by name. Metrics that are a mean over clips are given for
+        these as well, as "<metric>_<name>".
 
     Returns
     -------
     result : dict
-        "clips", "systems" (scores), "empty_captions" (how many), "skipped" and
-        "tokenizer"; "relative_gain", (bridge - base) / base, and "recovered",
-        (bridge - base) / (ceiling - base), by metric where the divisor is positive.
+        "clips", "clips_of" (of each subset), "systems" (scores), "empty_captions" (how
+        many), "skipped" and "tokenizer"; "relative_gain", (bridge - base) / base, and
+        "recovered", (bridge - base) / (ceiling - base), by metric where the divisor is
+        positive.
         Where ``base`` has a CIDEr-D below ``VOID_BELOW`` there is no relative gain, and
         "void" says why.
 
@@ -245,17 +253,20 @@ def compare(
     ValueError, RuntimeError
         As ``score``.
     """
+    wanted = set(_NAMES if metrics is None else metrics)
     for written in systems.values():
         _check(written, references)
     texts = itertools.chain(*systems.values(), *references)
     words, tokenizer = _tokenize(texts, tokenizer)
     found = {
-        name: _score(*_in_words(written, references, words), set(_NAMES), tokenizer)
+        name: _score(*_in_words(written, references, words), wanted, tokenizer)
         for name, written in systems.items()
     }
-    scores = {name: each.corpus for name, each in found.items()}
+    subsets = {name: list(rows) for name, rows in (subsets or {}).items() if len(rows)}
+    scores = {name: each.corpus | _of(subsets, each) for name, each in found.items()}
     return {
         "clips": len(references),
+        "clips_of": {name: len(rows) for name, rows in subsets.items()},
         "systems": scores,
         **_ratios(scores, base, bridge, ceiling),
         "empty_captions": {
@@ -264,6 +275,16 @@ def compare(
         },
         "skipped": {k: v for each in found.values() for k, v in each.skipped.items()},
         "tokenizer": tokenizer,
+    }
+
+
+def _of(subsets: Mapping[str, Sequence[int]], scores: Scores) -> dict[str, float]:
+    """Means over some of the clips; that of BLEU would be another metric."""
+    return {
+        f"{metric}_{name}": math.fsum(each[row] for row in rows) / len(rows)
+        for name, rows in subsets.items()
+        for metric, each in scores.clips.items()
+        if not metric.startswith("bleu")
     }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from .bridges import Bridge
 from .gap import CRITERIA, HIGHER_IS_BETTER, interval, resampled_criteria
 
-__all__ = ["Run", "mapped_back", "rivals", "summarize"]
+__all__ = ["Run", "mapped_back", "mean_and_std", "rivals", "summarize"]
 
 # What Diffusion-Link is held against: the other diffusion bridges, in the spaces they
 # are judged in, and the same network without diffusion.
@@ -101,7 +101,7 @@ def summarize(runs: Sequence[Run]) -> dict[str, dict]:
             continue
         tables = [run.criteria[name] for run in runs]
         shared = [key for key in tables[0] if all(key in table for table in tables)]
-        rows[name] = {key: _mean_and_std([t[key] for t in tables]) for key in shared}
+        rows[name] = {key: mean_and_std([t[key] for t in tables]) for key in shared}
         seconds = statistics.mean(run.seconds.get(base, 0.0) for run in runs)
         rows[name] |= {"saw": _saw(base), "seconds": seconds}
     sizes = [len(text) for run in runs for _, text in list(run.spaces.values())[:1]]
@@ -116,7 +116,8 @@ def _saw(name: str) -> str:
     return Bridge.registry[name].saw if name in Bridge.registry else "nothing"
 
 
-def _mean_and_std(values: Sequence[float]) -> dict[str, float]:
+def mean_and_std(values: Sequence[float]) -> dict[str, float]:
+    """The "mean", and the "std" with n - 1, which is 0 for one value."""
     spread = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.mean(values), "std": spread}
 
@@ -124,7 +125,7 @@ def _mean_and_std(values: Sequence[float]) -> dict[str, float]:
 def _chance(sizes: Sequence[int]) -> dict[str, dict[str, float]]:
     recalls = [key for key in CRITERIA if key.startswith("recall@")]
     k = {key: int(key.split("@")[1].split("_")[0]) for key in recalls}
-    return {key: _mean_and_std([min(1, k[key] / n) for n in sizes]) for key in recalls}
+    return {key: mean_and_std([min(1, k[key] / n) for n in sizes]) for key in recalls}
 
 
 def rivals(runs: Sequence[Run], draws: int) -> dict[str, dict[str, dict]]:

@@ -174,3 +174,17 @@ def test_seeds_that_are_neighbors_give_unrelated_noise():
     )
     off_diagonal = torch.corrcoef(noise) - torch.eye(8)
     assert off_diagonal.abs().max() < 0.1
+
+
+def test_a_subset_keeps_whole_clips_and_fewer_are_among_more():
+    audio, text = torch.eye(6), torch.arange(18.0).view(18, 1).expand(18, 6)
+    pairs = Pairs(audio, text, torch.arange(6).repeat_interleave(3))
+    small, large = pairs.subset(2, seed=3), pairs.subset(4, seed=3)
+    assert len(small.audio) == 2 and len(small) == 6
+    torch.testing.assert_close(large.audio[:2], small.audio)
+    for row in range(len(large)):
+        sound, caption = large[row]
+        clip = int(sound.argmax())
+        assert caption[0] in (3 * clip, 3 * clip + 1, 3 * clip + 2)
+    with pytest.raises(ValueError, match="There are 6 clips to choose 7 from"):
+        pairs.subset(7, seed=3)

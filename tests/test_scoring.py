@@ -604,3 +604,19 @@ def test_a_failed_write_leaves_the_old_predictions(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_predictions(path, ["a", "b", "\ud800"], SAID, HEARD)
     assert path.read_text() == "old"
+
+
+def test_subsets_are_means_over_their_clips_of_the_whole_score():
+    written = ["a dog barks", "rain falls", "a man speaks", "birds sing"]
+    references = [["a dog barks"], ["it rains"], ["a man speaks"], ["a bird"]]
+    rows = {"odd": [1, 3], "none": []}
+    result = compare(
+        {"none": written}, references, bridge="none", metrics=["cider_d", "bleu_1"],
+        subsets=rows,
+    )  # fmt: skip
+    whole = score(written, references, tokenizer="plain", metrics=["cider_d"])
+    expected = (whole.clips["cider_d"][1] + whole.clips["cider_d"][3]) / 2
+    scores = result["systems"]["none"]
+    assert scores["cider_d_odd"] == pytest.approx(expected)
+    assert set(scores) == {"cider_d", "bleu_1", "cider_d_odd"}
+    assert result["clips_of"] == {"odd": 2}

@@ -14,6 +14,7 @@ from .memory import DeCap
 from .regression import MLPRegressor
 from .schedule import NoiseSchedule
 from .text_diffusion import DiffusionBridge
+from .variant import DiffusionLinkVariant
 
 __all__ = [
     "C3",
@@ -23,6 +24,7 @@ __all__ = [
     "DiffGAP",
     "DiffusionBridge",
     "DiffusionLink",
+    "DiffusionLinkVariant",
     "DiffusionPrior",
     "Identity",
     "MLPRegressor",

@@ -13,7 +13,7 @@ import csv
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ __all__ = [
     "AUDIOCAPS_SIZES",
     "CLOTHO_SIZES",
     "prepare",
+    "subsets",
     "write_audiocaps",
     "write_clotho",
 ]
@@ -253,3 +254,35 @@ def _write_scenes(tree: Path, splits) -> None:
         for split, clips in splits.items()
     }
     (tree / "scenes.json").write_text(json.dumps(described), encoding="utf-8")
+
+
+def subsets(paths: Sequence[str | Path]) -> dict[str, list[int]]:
+    """Which clips of a mini corpus are the harder ones.
+
+    Arguments
+    ---------
+    paths : sequence of str or Path
+        Of N clips of one split, where ``prepare`` wrote them.
+
+    Returns
+    -------
+    rows : dict of str to list of int
+        "three_or_more_events" and "unseen_combination": a pair of sounds that no
+        training clip holds. Empty for clips of any other corpus.
+    """
+    folders = Path(paths[0]).parents if paths else ()
+    files = (folder / "scenes.json" for folder in folders)
+    described = next((file for file in files if file.is_file()), None)
+    if described is None:
+        return {}
+    scenes: dict[str, dict] = {}
+    for split in json.loads(described.read_text(encoding="utf-8")).values():
+        scenes |= split
+    rows: dict[str, list[int]] = {"three_or_more_events": [], "unseen_combination": []}
+    for row, path in enumerate(paths):
+        scene = scenes[Path(path).name]
+        if sum(map(len, scene["groups"])) >= 3:
+            rows["three_or_more_events"].append(row)
+        if scene["unseen"]:
+            rows["unseen_combination"].append(row)
+    return rows

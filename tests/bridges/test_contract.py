@@ -13,9 +13,10 @@ DIM = 16
 NAMES = [
     *("none", "mean_shift", "c3", "capdec", "decap", "ridge", "procrustes", "mlp"),
     *("diffusion_bridge", "diffusion_prior", "diffgap", "rectified_flow"),
-    "diffusion_link",
+    *("diffusion_link", "diffusion_link_variant"),
 ]
-DRAWN = {"diffusion_prior", "diffgap", "diffusion_link"}  # noise at inference
+LINKS = {"diffusion_link", "diffusion_link_variant"}
+DRAWN = {"diffusion_prior", "diffgap"} | LINKS  # noise at inference
 TRAINED = {"mlp", "diffusion_bridge", "rectified_flow"} | DRAWN
 
 

@@ -12,6 +12,7 @@ import soundfile
 import yaml
 
 from dlink_plugin.mini import corpus
+from dlink_plugin.mini.corpus import subsets, write_audiocaps
 from dlink_plugin.mini.scenes import UNSEEN_PAIRS, Event, Scene, render
 
 AUDIOCAPS = {"train": 4, "val": 2, "test": 8, "caption_only": 30}
@@ -280,3 +281,20 @@ def test_two_processes_at_once_end_with_one_good_tree(small, tmp_path, monkeypat
     assert [path.name for path in root.iterdir()] == ["AUDIOCAPS"]
     assert contents(root / "AUDIOCAPS") == theirs
     assert len(theirs) == 3 + 3 + 1 + 1  # sounds, tables, scenes.json, texts
+
+
+def test_subsets_are_those_that_the_scenes_describe(tmp_path):
+    write_audiocaps(tmp_path, {"train": 4, "val": 2, "test": 12, "caption_only": 1})
+    scenes = json.loads((tmp_path / "AUDIOCAPS" / "scenes.json").read_text())["test"]
+    folder = tmp_path / "AUDIOCAPS" / "audio_32000Hz" / "test"
+    names = sorted(scenes)
+    found = subsets([folder / name for name in names])
+    for row, name in enumerate(names):
+        events = sum(len(group) for group in scenes[name]["groups"])
+        assert (row in found["three_or_more_events"]) == (events >= 3)
+        assert (row in found["unseen_combination"]) == scenes[name]["unseen"]
+    assert len(found["unseen_combination"]) == 3  # one in four
+
+
+def test_other_corpora_have_no_subsets(tmp_path):
+    assert subsets([tmp_path / "a.wav"]) == {} and subsets([]) == {}
