@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from .audio import BadAudio, from_array, load_audio
 from .bridges import Bridge, Identity
+from .choosing import Chooser, caption_draws
 from .decoder import PrefixDecoder
 from .encoders import ClapEncoder, FrozenEncoder, load_encoder
 from .pairs import seeded
@@ -134,6 +135,7 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         *,
         alternatives: int = 0,
         draws: int = 1,
+        choose: str = "average",
         raw: bool = False,
         batch_size: int = 32,
         seed: int = 0,
@@ -150,8 +152,11 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         alternatives : int
             How many other captions to write, at most.
         draws : int
-            Bridged embeddings of each sound. The caption is that of their mean; each
-            of them is a source of alternatives.
+            Bridged embeddings of each sound; each is a source of alternatives.
+        choose : str
+            What of several draws makes the caption: "average" is that of their mean;
+            "cider_d", "similarity" or "clap" writes one of each, K times the work, and
+            keeps one (see ``choosing.Chooser``).
         raw : bool
             Whether to caption without the bridge as well, where the decoder can.
         batch_size : int
@@ -169,11 +174,14 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
             One for each sound, in order. A sound that cannot be used has an error.
         """
         settings, results = {**self.generation, **generation}, []
+        chooser = None
+        if choose != "average":
+            chooser = Chooser(choose, self.encoder, self.texts)
         with tqdm(total=len(sounds), unit="sound", disable=not progressbar) as bar:
             for start in range(0, len(sounds), batch_size):
                 batch = sounds[start : start + batch_size]
                 generator = seeded(seed, start, device=self.encoder.device)
-                options = alternatives, draws, raw, generator, settings
+                options = alternatives, draws, chooser, raw, generator, settings
                 results += self._caption_batch(batch, *options)
                 bar.update(len(batch))
         return results
@@ -208,7 +216,7 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         return audio[0].cpu(), self.bridge.encoder_space(rows)[0].cpu()
 
     def _caption_batch(
-        self, sounds, alternatives, draws, raw, generator, settings
+        self, sounds, alternatives, draws, chooser, raw, generator, settings
     ) -> list[Result]:
         heard = [self._hear(sound) for sound in sounds]
         good = [features for features in heard if not isinstance(features, BadAudio)]
@@ -216,7 +224,10 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         # (K, N, d): K bridged embeddings of each sound
         rows = torch.stack([self.bridge(audio, generator) for _ in range(draws)])
         write = self.decoder.generate
-        captions = write(normalize(rows.mean(0), dim=1), **settings) if good else []
+        if chooser is None or not good:
+            captions = write(normalize(rows.mean(0), dim=1), **settings) if good else []
+        else:
+            captions = chooser(caption_draws(self.decoder, rows, **settings), audio)
         others = self._alternatives(rows, alternatives, settings)
         without = [None] * len(good)
         if raw and good and self.bridge.reading == "text":
@@ -326,7 +337,7 @@ def export_captioner(
     hparams: Mapping,
     bridge: Bridge | None,
     decoder: PrefixDecoder,
-    about: Mapping,
+    result: Mapping,
     texts: Sequence[str] = (),
 ) -> None:
     """Save what a recipe trained as a captioner.
@@ -341,13 +352,15 @@ def export_captioner(
         What the decoder is read through.
     decoder : PrefixDecoder
         Trained.
-    about : mapping
-        See ``Captioner``.
+    result : mapping
+        The content of scores.json, for the model card.
     texts : sequence of str
         Captions, of which the first 300 are kept for maps.
     """
     clap = str(hparams["clap"])
     bridge = (bridge or Identity(decoder.dim)).cpu()
+    about = {key: result[key] for key in ("data", "clips", "command")}
+    about["scores"] = result["systems"].get(bridge.name, {})
     parts = load_encoder(clap), bridge, decoder.cpu()
     own = hparams["generation"], about, texts[:_MAPPED]
     Captioner(*parts, clap, *own).save_pretrained(folder)

@@ -14,20 +14,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from .bridges import Bridge
 from .decoder import PrefixDecoder
-from .encoders import FrozenEncoder
+from .encoders import FrozenEncoder, load_encoder
+from .pairs import seeded
 from .scoring import plain_tokens
 
-__all__ = ["CHOICES", "Chooser", "CiderUtility"]
+__all__ = ["WAYS", "Chooser", "CiderUtility", "caption_draws", "chosen_captions"]
 
-CHOICES = ("average", "cider_d", "similarity", "clap")
+WAYS = ("cider_d", "similarity", "clap")
 _SIGMA = 6.0  # of CIDEr-D's penalty on differences in length
 
 
@@ -94,15 +96,14 @@ class CiderUtility:
 
 
 class Chooser:
-    """Writes one caption for each sound out of several draws of a bridge.
+    """Keeps one of several captions of each sound.
 
     Arguments
     ---------
     how : str
-        "average": one caption, of the normalized mean of the draws; "cider_d" or
-        "similarity": the caption of a draw that agrees most with those of all, by
-        CIDEr-D or by the cosine of CLAP text embeddings; "clap": the one whose CLAP
-        text embedding is nearest to the audio embedding.
+        "cider_d" or "similarity": what agrees most with all of them, by CIDEr-D or by
+        the cosine of CLAP text embeddings; "clap": what is nearest to the sound, by the
+        cosine of CLAP's text and audio embedding.
     encoder : FrozenEncoder
         CLAP.
     background : sequence of str
@@ -115,44 +116,13 @@ class Chooser:
     """
 
     def __init__(self, how: str, encoder: FrozenEncoder, background: Sequence[str]):
-        if how not in CHOICES:
-            raise ValueError(
-                f"choose {how!r} is unknown; choose one of {', '.join(CHOICES)}."
-            )
+        if how not in WAYS:
+            raise ValueError(f"choose {how!r} is unknown; choose of {', '.join(WAYS)}.")
         self.how, self.encoder = how, encoder
         self.utility = CiderUtility(background) if how == "cider_d" else None
 
     @torch.no_grad()
-    def __call__(
-        self, decoder: PrefixDecoder, draws: Tensor, audio: Tensor, **generation
-    ) -> list[str]:
-        """Caption N sounds.
-
-        Arguments
-        ---------
-        decoder : PrefixDecoder
-            Writes K captions of each sound, or one for "average".
-        draws : Tensor
-            (K, N, d) bridged embeddings.
-        audio : Tensor
-            (N, d) raw audio embeddings.
-        **generation : dict
-            See ``PrefixDecoder.generate``.
-
-        Returns
-        -------
-        captions : list of str
-            N of them.
-        """
-        if self.how == "average":
-            return decoder.generate(normalize(draws.mean(0), dim=1), **generation)
-        written = decoder.generate(draws.transpose(0, 1).flatten(0, 1), **generation)
-        k = len(draws)
-        of_each = [written[i : i + k] for i in range(0, len(written), k)]
-        return self.pick(of_each, audio)
-
-    @torch.no_grad()
-    def pick(self, candidates: Sequence[Sequence[str]], audio: Tensor) -> list[str]:
+    def __call__(self, candidates: Sequence[Sequence[str]], audio: Tensor) -> list[str]:
         """The caption to keep of each sound's; the earliest of equals.
 
         Arguments
@@ -184,6 +154,86 @@ class Chooser:
             each[int(merit.round(5).argmax())]
             for each, merit in zip(candidates, merits, strict=True)
         ]
+
+
+def caption_draws(
+    decoder: PrefixDecoder, draws: Tensor, **generation
+) -> list[list[str]]:
+    """A caption of each draw.
+
+    Arguments
+    ---------
+    decoder : PrefixDecoder
+        Writes them.
+    draws : Tensor
+        (K, N, d) embeddings.
+    **generation : dict
+        See ``PrefixDecoder.generate``.
+
+    Returns
+    -------
+    captions : list of list of str
+        K of each of N sounds.
+    """
+    written = decoder.generate(draws.transpose(0, 1).flatten(0, 1), **generation)
+    return [written[i : i + len(draws)] for i in range(0, len(written), len(draws))]
+
+
+@torch.no_grad()
+def chosen_captions(
+    decoder: PrefixDecoder,
+    bridges: Mapping[str, Bridge],
+    audio: Tensor,
+    hparams: Mapping,
+    background: Sequence[str],
+) -> dict[str, list[str]]:
+    """What a recipe's decoder writes through a bridge when there are several draws.
+
+    The control is the same number of captions sampled from one embedding: "none" in
+    place of a bridge has no other draws.
+
+    Arguments
+    ---------
+    decoder : PrefixDecoder
+        Reads the bridges.
+    bridges : mapping of str to Bridge
+        By name.
+    audio : Tensor
+        (N, d) raw audio embeddings.
+    hparams : mapping
+        ``clap``, ``seed``, ``draws`` (K), ``choose`` (ways), ``sample_temperature``
+        and ``generation``.
+    background : sequence of str
+        See ``CiderUtility``.
+
+    Returns
+    -------
+    captions : dict of str to list of str
+        N for each bridge and way, as "<bridge>_<way>"; "average" is one caption of the
+        normalized mean of the draws.
+    """
+    encoder = load_encoder(str(hparams["clap"])).to(audio.device)
+    settings, k = hparams["generation"], hparams["draws"]
+    choosers = {
+        how: Chooser(how, encoder, background)
+        for how in hparams["choose"]
+        if how != "average"
+    }
+    captions = {}
+    for name, bridge in bridges.items():
+        generator = seeded(hparams["seed"], device=audio.device)
+        draws = torch.stack([bridge(audio, generator) for _ in range(k)])
+        sampling = {}
+        if torch.equal(draws[0], draws[-1]):  # nothing is drawn: the decoder has to
+            sampling = {"do_sample": True, "num_beams": 1, "generator": generator}
+            sampling["temperature"] = hparams["sample_temperature"]
+        elif "average" in hparams["choose"]:
+            mean = normalize(draws.mean(0), dim=1)
+            captions[f"{name}_average"] = decoder.generate(mean, **settings)
+        candidates = caption_draws(decoder, draws, **settings | sampling)
+        for how, chooser in choosers.items():
+            captions[f"{name}_{how}"] = chooser(candidates, audio)
+    return captions
 
 
 def _ngrams(caption: str) -> Iterator[tuple[str, ...]]:

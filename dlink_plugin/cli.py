@@ -45,6 +45,9 @@ def caption(
         bool, typer.Option(help="Also the caption without the bridge.")
     ] = False,
     draws: Annotated[int, typer.Option(min=1, help="Draws of the bridge.")] = 1,
+    choose: Annotated[
+        str, typer.Option(help="Of several draws: average, cider_d, similarity, clap.")
+    ] = "average",
     num_beams: Annotated[int | None, typer.Option(min=1, help="Beam width.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sounds at a time.")] = 32,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
@@ -57,6 +60,7 @@ def caption(
         files,
         alternatives=top - 1,
         draws=draws,
+        choose=choose,
         raw=explain,
         batch_size=batch_size,
         seed=seed,

@@ -509,6 +509,7 @@ def write_captions(
     clips: Embeddings,
     captions: Mapping[str, Sequence[str]],
     main: str,
+    command: str,
 ) -> dict:
     """Score captions and write scores.json and the files of predictions.
 
@@ -525,6 +526,8 @@ def write_captions(
         N captions by system.
     main : str
         The system that the others are there to compare with.
+    command : str
+        What made them.
 
     Returns
     -------
@@ -536,6 +539,7 @@ def write_captions(
     harder = subsets([clip.path for clip in clips.clips])
     result = {
         "data": title,
+        "command": command,
         **compare(captions, references, bridge=main, subsets=harder),
         "skipped_clips": list(clips.skipped),
         "rows_without_audio": clips.rows_without_audio,

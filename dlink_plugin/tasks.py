@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from .bridges import Bridge
+from .bridges import Bridge, Identity
 from .corpora import load_texts
 from .embeddings import Embeddings, embed_splits, embed_texts
 from .encoders import FrozenEncoder, load_encoder
@@ -30,6 +30,7 @@ __all__ = [
     "decoder_task",
     "embed_training_texts",
     "gather",
+    "mix_text",
     "text_task",
 ]
 
@@ -156,6 +157,16 @@ class Material:
     embedded: Tensor
     bridges: dict[str, Bridge]
     name: str
+
+    def read_alike(self, by_text: bool) -> dict[str, Bridge]:
+        """What the decoder behind the trained bridge can read, by name.
+
+        That bridge; and no bridge, if the decoder was trained on plain text.
+        """
+        none = Identity(self.embedded.shape[1])
+        bridge = self.bridges.get(self.name, none)
+        plain = {"none": none} if by_text and bridge.reading == "text" else {}
+        return {self.name: bridge} | plain
 
 
 def gather(hparams: Mapping, device: str) -> Material:
@@ -317,6 +328,50 @@ def audio_task(
         inputs,
         {name: probe},
         [clip.captions for clip in valid.clips],
+    )
+
+
+def mix_text(
+    task: CaptionTask, texts: Sequence[str], embedded: Tensor, draws: int, seed: int
+) -> CaptionTask:
+    """Audio among texts: what a decoder learns that may be shown both.
+
+    Behind a bridge both are of one kind, so that captions without audio teach to
+    caption audio. Each clip stands there K times, each time with another draw of the
+    bridge; every text once. Ours.
+
+    Arguments
+    ---------
+    task : CaptionTask
+        From ``audio_task``.
+    texts : sequence of str
+        M captions.
+    embedded : Tensor
+        (M, d) their embeddings.
+    draws : int
+        K.
+    seed : int
+        Of the draws.
+
+    Returns
+    -------
+    task : CaptionTask
+    """
+    own, generator = task.train, seeded(seed, device=task.train.source.device)
+    with torch.no_grad():
+        audio = [task.inputs(own.source, generator) for _ in range(draws)]
+    starts = [len(texts) + k * len(own.source) for k in range(draws)]
+    rows = [torch.arange(len(texts)), *(own.clip_of_text + start for start in starts)]
+    (probe,) = task.probes.values()
+    return replace(
+        task,
+        train=Captioned(
+            torch.cat([embedded, *audio]),
+            torch.cat(rows),
+            [*texts, *(own.captions * draws)],
+        ),
+        valid=Captioned(probe, task.valid.clip_of_text, task.valid.captions),
+        inputs=as_they_are,
     )
 
 

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 from dlink_plugin.audio import BadAudio
 from dlink_plugin.bridges import C3, Bridge, DiffusionLink, Identity
 from dlink_plugin.captioner import Captioner, export_captioner
+from dlink_plugin.choosing import Chooser, caption_draws
 from dlink_plugin.decoder import PrefixDecoder
 from dlink_plugin.encoders import load_encoder
 from dlink_plugin.mini.language import write_lm
@@ -117,6 +118,21 @@ def test_several_draws_are_read_by_their_mean(captioner, bridge, decoder, tiny_c
     mean = normalize(rows.mean(0), dim=1)
     expected = decoder.generate(mean, num_beams=2, max_new_tokens=8)
     assert [result.caption] == expected
+
+
+@pytest.mark.parametrize("choose", ["cider_d", "similarity", "clap"])
+def test_one_caption_of_several_draws_is_kept(
+    captioner, tiny_clap, choose, monkeypatch
+):
+    monkeypatch.setattr(captioner, "texts", SENTENCES)
+    sounds = [tone(440), tone(900)]
+    kept = captioner.caption(sounds, draws=4, choose=choose)
+    audio = tiny_clap.encode_audio([torch.from_numpy(s).float() for s, _ in sounds])
+    generator = seeded(0, 0)
+    draws = torch.stack([captioner.bridge(audio, generator) for _ in range(4)])
+    written = caption_draws(captioner.decoder, draws, **captioner.generation)
+    expected = Chooser(choose, captioner.encoder, SENTENCES)(written, audio)
+    assert [result.caption for result in kept] == expected
 
 
 @pytest.mark.parametrize("draws", [1, 3])
@@ -263,10 +279,13 @@ def test_the_mini_clap_is_named_not_copied(decoder, tmp_path):
 
 def test_a_recipe_exports_without_a_bridge(tiny_clap_folder, decoder, tmp_path):
     hparams = {"clap": tiny_clap_folder, "generation": {"num_beams": 1}}
-    export_captioner(tmp_path, hparams, None, decoder, {"data": "d"}, SENTENCES)
+    result = {"data": "d", "clips": 3, "command": "c", "systems": {"none": {"x": 0.5}}}
+    export_captioner(tmp_path, hparams, None, decoder, result, SENTENCES)
     loaded = Captioner.from_pretrained(tmp_path)
     assert type(loaded.bridge) is Identity
-    assert (loaded.generation, loaded.about) == ({"num_beams": 1}, {"data": "d"})
+    assert loaded.generation == {"num_beams": 1}
+    about = {"data": "d", "clips": 3, "command": "c", "scores": {"x": 0.5}}
+    assert loaded.about == about
     assert loaded.texts == SENTENCES
 
 

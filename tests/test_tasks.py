@@ -1,4 +1,5 @@
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from dlink_plugin.tasks import (
     audio_task,
     clean_captions,
     decoder_task,
+    mix_text,
     text_task,
 )
 
@@ -71,6 +73,23 @@ def test_an_audio_task_probes_what_the_decoder_reads(valid):
     assert list(task.probes) == ["flipped"]
     assert torch.equal(task.probes["flipped"], -valid.audio)
     assert torch.equal(task.train.source, train.audio)  # inputs come batch by batch
+
+
+def test_mixed_text_stands_for_itself_and_audio_for_several_draws(valid):
+    train = embeddings([("a", "b"), ("c",)])
+    noisy = partial(add_noise, variance=0.01)
+    task = audio_task(train, valid, "noisy", noisy, seed=0)
+    texts, embedded = ["x", "y"], torch.eye(4)[:2]
+    mixed = mix_text(task, texts, embedded, draws=2, seed=5)
+    rows, captions = mixed.train.__getitems__(list(range(len(mixed.train))))
+    assert captions == ["x", "y", "a", "b", "c", "a", "b", "c"]
+    assert torch.equal(rows[:2], embedded)
+    assert torch.equal(rows[2], rows[3]) and not torch.equal(rows[2], rows[5])
+    for row, clip in zip(rows[2:], [0, 0, 1, 0, 0, 1], strict=True):
+        assert row @ train.audio[clip] > 0.9  # near its clip, and not the clip itself
+        assert not torch.equal(row, train.audio[clip])
+    assert torch.equal(mixed.valid.source, task.probes["noisy"])
+    assert mixed.inputs is as_they_are
 
 
 def test_empty_captions_are_counted_and_their_neighbors_kept(valid, caplog):

@@ -21,6 +21,7 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from dlink_plugin import PrefixDecoder
 from dlink_plugin.brains import train_decoder
 from dlink_plugin.captioner import export_captioner
+from dlink_plugin.choosing import chosen_captions
 from dlink_plugin.console import load_recipe, plain_errors
 from dlink_plugin.judge import stand_ins
 from dlink_plugin.mini.language import write_lm
@@ -31,6 +32,7 @@ from dlink_plugin.tasks import (
     audio_task,
     decoder_task,
     gather,
+    mix_text,
     text_task,
 )
 
@@ -83,6 +85,9 @@ def supervised(hparams, train, write, its):
         name: audio_task(clips, valid, name, each, seed=seed)
         for name, each in {"none": as_they_are, **its.bridges}.items()
     }
+    if k := hparams["mixed_draws"]:
+        mixed = its.texts, its.embedded, k, seed
+        tasks = {name: mix_text(task, *mixed) for name, task in tasks.items()}
     test = stand_ins(its.bridges, its.data["test"], seed)
     if "ceiling" in test:
         said = [caption for clip in clips.clips for caption in clip.captions]
@@ -114,18 +119,20 @@ def main(argv):
     brain, captions = study(hparams, train, write, its)
     if not if_main_process():
         return
+    if hparams["choose"]:
+        reads = its.read_alike(by_text=hparams["train_on"] == "text")
+        own = reads, its.data["test"].audio, hparams, its.texts
+        captions |= chosen_captions(brain.decoder, *own)
 
     title = f"{its.data['test'].title}, {hparams['clap']} CLAP"
-    result = write_captions(output, title, its.data["test"], captions, its.name)
+    command = f"python recipes/AudioCaps/caption.py {shlex.join(argv)}"
+    about = title, its.data["test"], captions, its.name, command
+    result = write_captions(output, *about)
     brain.decoder.save_pretrained(output / "decoder")
     its.bridges["mean_shift"].save_pretrained(output / "mean_shift")
     where = brain.writer, brain.optimizer_step
     log_captions(*where, hparams, result, captions, its.data["test"])
-    about = {"data": title, "clips": result["clips"]}
-    about["scores"] = result["systems"].get(its.name, {})
-    about["command"] = f"python recipes/AudioCaps/caption.py {shlex.join(argv)}"
-    bridge = its.bridges.get(its.name)
-    parts = bridge, brain.decoder, about, its.texts
+    parts = its.bridges.get(its.name), brain.decoder, result, its.texts
     export_captioner(output / "captioner", hparams, *parts)
 
 

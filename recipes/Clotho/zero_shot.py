@@ -6,6 +6,7 @@ python recipes/Clotho/zero_shot.py hparams/clotho_zero_shot.yaml
 The run folder gets scores.json, predictions.csv and TensorBoard events.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def main(argv):
     }
 
     title = f"{clips.title}, {hparams['clap']} CLAP"
-    result = write_captions(output, title, clips, captions, name)
+    command = f"python recipes/Clotho/zero_shot.py {shlex.join(argv)}"
+    result = write_captions(output, title, clips, captions, name, command)
     writer = SummaryWriter(output / "tensorboard")
     log_captions(writer, 0, hparams, result, captions, clips)
 

@@ -155,11 +155,25 @@ def test_supervised_starts_from_a_folder(zero_shot_run, options, tmp_path):
     assert not (tmp_path / "text").exists()
 
 
+def test_supervised_mixes_text_and_draws_in(options, tmp_path):
+    few = {"number_of_epochs": 1, "controls": False, "start": "none", "mixed_draws": 2}
+    ways = {"choose": "[average, clap]", "draws": 2}
+    finished = run_recipe(*SUPERVISED, *options(tmp_path, **few, **ways))
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    chosen = {"diffusion_link_average", "diffusion_link_clap"}
+    assert set(scores(tmp_path)["systems"]) == {"none", "diffusion_link"} | chosen
+
+
 @pytest.mark.parametrize(
     "changes, systems",
     [
         ({"bridge": "none"}, {"none", "mean_shift", "ceiling"}),
         ({"corpus": "clotho"}, {"none", "mean_shift", "diffusion_link", "ceiling"}),
+        (
+            {"choose": "[cider_d]", "draws": 3},
+            {"none", "mean_shift", "diffusion_link", "ceiling"}
+            | {"none_cider_d", "diffusion_link_cider_d"},
+        ),
     ],
 )
 def test_zero_shot_variants(options, tmp_path, changes, systems):
