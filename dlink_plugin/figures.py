@@ -359,7 +359,7 @@ def comparison(rows: Mapping[str, Mapping], criterion: str) -> Figure:
         if name in values:
             panel.axvline(values[name]["mean"], color=_GRAY, ls=style, label=name)
     panel.set_yticks(range(len(values)), values.keys())
-    panel.invert_yaxis()
+    panel.set_ylim(len(values) - 0.4, -0.6)  # from top to bottom
     panel.grid(axis="y", alpha=0.3)
     panel.set_xlabel(f"{criterion.replace('_', ' ')} (bar: std over runs)")
     _legend(figure, columns=3)

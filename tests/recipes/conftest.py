@@ -21,6 +21,21 @@ def small_tree(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def corpus(small_tree, tiny_clap_folder):
+    """Where a recipe finds the small corpus, a CLAP, and the embeddings it left."""
+    return {
+        "data_folder": small_tree,
+        "clap": tiny_clap_folder,
+        "cache_folder": small_tree / "cache",
+    }
+
+
+def flags(values):
+    """Options of a command line."""
+    return [part for key, value in values.items() for part in (f"--{key}", value)]
+
+
 def environment():
     return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 

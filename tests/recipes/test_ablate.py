@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from .conftest import run_recipe
+from .conftest import flags, run_recipe
 from .test_caption import SMALL_LM
 
 RECIPE = ("recipes/AudioCaps/ablate.py", "hparams/ablation.yaml")
@@ -26,16 +26,7 @@ def options(output, **changes):
         "generation": "{num_beams: 1, max_new_tokens: 5}",
         **changes,
     }
-    return [part for k, v in values.items() for part in (f"--{k}", v)]
-
-
-@pytest.fixture(scope="module")
-def corpus(small_tree, tiny_clap_folder):
-    return {
-        "data_folder": small_tree,
-        "clap": tiny_clap_folder,
-        "cache_folder": small_tree / "cache",
-    }
+    return flags(values)
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +38,8 @@ def finished_run(corpus, tmp_path_factory):
     for seed in (7, 8):
         own = {"seed": seed, "output_folder": folder / "zero_shot" / str(seed)}
         given = {**corpus, **small, **own, "controls": False}
-        arguments = [part for k, v in given.items() for part in (f"--{k}", v)]
         done = run_recipe(
-            "recipes/AudioCaps/caption.py", "hparams/zero_shot.yaml", *arguments
+            "recipes/AudioCaps/caption.py", "hparams/zero_shot.yaml", *flags(given)
         )
         assert done.returncode == 0, done.stderr[-3000:]
     changes = {"seeds": "[7, 8]", "decoder": f"{folder}/zero_shot/{{seed}}/decoder"}

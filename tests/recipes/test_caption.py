@@ -16,7 +16,7 @@ from dlink_plugin.encoders import load_encoder
 from dlink_plugin.mini.language import write_lm
 
 from ..conftest import write_clip
-from .conftest import ROOT, environment, run_recipe, start_recipe
+from .conftest import ROOT, environment, flags, run_recipe, start_recipe
 from .test_train import wait_for_checkpoint_inside_an_epoch
 
 ZERO_SHOT = ("recipes/AudioCaps/caption.py", "hparams/zero_shot.yaml")
@@ -57,7 +57,7 @@ def options(small_tree, tiny_clap_folder, bridge_folder):
             **changes,
         }
         values = {k: v for k, v in values.items() if v is not None}
-        return [part for k, v in values.items() for part in (f"--{k}", v)]
+        return flags(values)
 
     return make
 

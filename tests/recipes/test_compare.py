@@ -8,7 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dlink_plugin.bridges import Bridge
 from dlink_plugin.gap import CRITERIA
 
-from .conftest import run_recipe
+from .conftest import flags, run_recipe
 from .test_caption import SMALL_LM
 
 RECIPE = ("recipes/AudioCaps/compare.py", "hparams/compare.yaml")
@@ -32,16 +32,7 @@ def options(output, **changes):
         "num_workers": 0,
         **changes,
     }
-    return [part for k, v in values.items() for part in (f"--{k}", v)]
-
-
-@pytest.fixture(scope="module")
-def corpus(small_tree, tiny_clap_folder):
-    return {
-        "data_folder": small_tree,
-        "clap": tiny_clap_folder,
-        "cache_folder": small_tree / "cache",
-    }
+    return flags(values)
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dlink_plugin.bridges import DiffusionLink
 from dlink_plugin.gap import CRITERIA
 
-from .conftest import run_recipe, start_recipe
+from .conftest import flags, run_recipe, start_recipe
 
 RECIPE = ("recipes/AudioCaps/train.py", "hparams/bridge.yaml")
 ROWS = {"none", "diffusion_link", "diffusion_link_s0", "shuffled", "ceiling"}
@@ -35,7 +35,7 @@ def options(small_tree, tiny_clap_folder):
             "num_workers": 0,
             **changes,
         }
-        return [part for k, v in values.items() for part in (f"--{k}", v)]
+        return flags(values)
 
     return make
 
