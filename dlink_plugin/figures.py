@@ -329,7 +329,8 @@ def comparison(rows: Mapping[str, Mapping], criterion: str) -> Figure:
     Arguments
     ---------
     rows : Mapping[str, Mapping]
-        Name -> "saw" and criterion -> {"mean", "std"}; those without it are left out.
+        Name -> "saw", if that is known, and criterion -> {"mean", "std"}; those
+        without it are left out.
     criterion : str
         Which one.
 
@@ -352,9 +353,10 @@ def comparison(rows: Mapping[str, Mapping], criterion: str) -> Figure:
     )
     panel = figure.add_subplot()
     for place, (name, value) in enumerate(values.items()):
-        saw = rows[name]["saw"]
-        bar = {"xerr": value["std"], "capsize": 3, "color": _SAW[saw], "fmt": "o"}
-        panel.errorbar(value["mean"], place, **bar, label=f"saw {saw}")
+        saw = rows[name].get("saw")
+        bar = {"xerr": value["std"], "capsize": 3, "fmt": "o"}
+        bar |= {"color": _SAW.get(saw, _BRIDGED), "label": saw and f"saw {saw}"}
+        panel.errorbar(value["mean"], place, **bar)
     for name, style in (("none", "--"), ("ceiling", ":")):
         if name in values:
             panel.axvline(values[name]["mean"], color=_GRAY, ls=style, label=name)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,6 +40,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
+_RATIOS = ("relative_gain", "recovered")
 _SHOWN = (
     "paired_cosine",
     "centroid_distance",
@@ -193,7 +194,7 @@ def over_seeds(files: Sequence[str | Path]) -> dict:
 def _rows(run: Mapping) -> dict[str, Mapping]:
     """The systems of a gap.json or a scores.json, and how far the bridge got."""
     if "systems" in run:
-        ratios = {key: run[key] for key in ("relative_gain", "recovered")}
+        ratios = {key: run[key] for key in _RATIOS}
         return {**run["systems"], **{k: row for k, row in ratios.items() if row}}
     same = run["none"].keys()
     return {k: v for k, v in run.items() if isinstance(v, dict) and v.keys() == same}
@@ -589,6 +590,24 @@ def log_captions(
     print(f"\n{table}\n")
 
 
-if __name__ == "__main__":  # python -m dlink_plugin.report SUMMARY FILE...
-    write_json(sys.argv[1], over_seeds(sys.argv[2:]))
-    print(seeds_table(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+def main(argv: Sequence[str] | None = None) -> None:
+    """Several seeds in one table: ``python -m dlink_plugin.report SUMMARY FILE...``."""
+    parser = argparse.ArgumentParser(description="Mean and deviation over seeds.")
+    parser.add_argument("summary", help="JSON file to write")
+    parser.add_argument("files", nargs="+", help="gap.json or scores.json of each seed")
+    parser.add_argument("--figure", help="PNG file to write: CIDEr-D of each system")
+    given = parser.parse_args(argv)
+    summary = over_seeds(given.files)
+    write_json(given.summary, summary)
+    print(seeds_table(summary))
+    if given.figure:
+        rows = {
+            name: row
+            for name, row in summary.items()
+            if isinstance(row, dict) and name not in _RATIOS
+        }
+        figures.comparison(rows, "cider_d").savefig(given.figure)
+
+
+if __name__ == "__main__":
+    main()

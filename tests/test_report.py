@@ -203,6 +203,22 @@ def test_scores_of_several_seeds_have_a_mean_and_a_deviation(tmp_path):
     assert vocab == "| vocab | 9.000 ± 0.000 | 8.000 ± 0.000 |  |"
 
 
+def test_the_command_writes_summary_table_and_figure(tmp_path, capsys, monkeypatch):
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, content in zip(files, [scores(0.5, 1.0), scores(0.7, 1.4)], strict=True):
+        report.write_json(file, content)
+    drawn, draw = {}, report.figures.comparison
+    spy = lambda rows, key: drawn.update({key: list(rows)}) or draw(rows, key)  # noqa: E731
+    monkeypatch.setattr(report.figures, "comparison", spy)
+    summary, figure = tmp_path / "all.json", tmp_path / "all.png"
+    report.main([str(path) for path in (summary, *files, "--figure", figure)])
+    written = json.loads(summary.read_text(encoding="utf-8"))
+    assert written == json.loads(json.dumps(report.over_seeds(files)))
+    assert report.seeds_table(written) in capsys.readouterr().out
+    assert drawn == {"cider_d": ["none", "link"]}
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_score_that_a_system_lacks_is_an_empty_cell():
     result = {"systems": {"a": {"cider_d": 1.0}, "b": {"rouge_l": 0.5}}}
     rows = report.scores_table(result).splitlines()[2:]
