@@ -175,8 +175,8 @@ def gather(hparams: Mapping, device: str) -> Material:
     Arguments
     ---------
     hparams : mapping
-        What ``embed_splits`` needs, ``clap``, ``bridge``, ``seed`` and
-        ``train_texts``.
+        What ``embed_splits`` needs, ``clap``, ``bridge``, ``seed``, ``train_texts``
+        and ``scored``: the split that stands for "test", which may be "val".
     device : str
         Where CLAP runs and where the embeddings go.
 
@@ -184,9 +184,19 @@ def gather(hparams: Mapping, device: str) -> Material:
     -------
     material : Material
         The encoder is not kept: a language model may need its place.
+
+    Raises
+    ------
+    ValueError
+        If there is nothing to score on.
     """
+    if (scored := hparams["scored"]) not in ("test", "val"):
+        raise ValueError(
+            f"scored {scored!r} is no split to score on; give test or val."
+        )
     encoder = load_encoder(str(hparams["clap"])).to(device)
     data = embed_splits(hparams, encoder)
+    data["test"] = data[scored]
     bridges, name = load_bridges(hparams["bridge"], data["train"], hparams["seed"])
     return Material(data, *embed_training_texts(hparams, encoder), bridges, name)
 

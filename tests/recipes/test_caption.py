@@ -157,9 +157,11 @@ def test_supervised_starts_from_a_folder(zero_shot_run, options, tmp_path):
 
 def test_supervised_mixes_text_and_draws_in(options, tmp_path):
     few = {"number_of_epochs": 1, "controls": False, "start": "none", "mixed_draws": 2}
-    ways = {"choose": "[average, clap]", "draws": 2}
+    ways = {"choose": "[average, clap]", "draws": 2, "scored": "val"}
     finished = run_recipe(*SUPERVISED, *options(tmp_path, **few, **ways))
     assert finished.returncode == 0, finished.stderr[-3000:]
+    assert scores(tmp_path)["data"].startswith("audiocaps val")
+    assert all("minival" in row["fname"] for row in table(tmp_path / "predictions.csv"))
     chosen = {"diffusion_link_average", "diffusion_link_clap"}
     assert set(scores(tmp_path)["systems"]) == {"none", "diffusion_link"} | chosen
 
@@ -289,6 +291,7 @@ def test_training_texts_may_come_from_a_file_and_pass_the_bridge(options, tmp_pa
         ({"bridge": "/no/such/bridge"}, "python recipes/AudioCaps/train.py"),
         ({"lm": "nobody/no-such-lm"}, "No causal language model at nobody/no-such-lm"),
         ({"bridge": "none", "text_input": "bridged"}, "text_input 'bridged'"),
+        ({"scored": "train"}, "scored 'train' is no split"),
     ],
 )
 def test_a_mistake_is_answered_with_a_sentence(options, tmp_path, changes, words):
