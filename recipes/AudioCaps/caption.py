@@ -68,7 +68,7 @@ def zero_shot(hparams, train, write, its):
         task = decoder_task(bridge, its.texts, its.embedded, valid, shown)
     brain = train(task)
     decoder = brain.load_best()
-    return brain, captions | {name: write(decoder, rows) for name, rows in test.items()}
+    return brain, {name: write(decoder, rows) for name, rows in test.items()} | captions
 
 
 def supervised(hparams, train, write, its):
