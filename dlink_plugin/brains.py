@@ -15,7 +15,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from .bridges import Bridge
+from .bridges import Bridge, Share
 from .decoder import PrefixDecoder
 from .gap import modality_gap
 from .judge import cross
@@ -37,8 +37,8 @@ class _Objective(nn.Module):
         super().__init__()
         self.bridge = bridge
 
-    def forward(self, audio: Tensor, text: Tensor, generator: torch.Generator) -> dict:
-        return self.bridge.loss(audio, text, generator)
+    def forward(self, *batch) -> dict[str, Tensor]:
+        return self.bridge.loss(*batch)
 
 
 def _warm_average(averaged, current, updates, decay: float) -> None:
@@ -102,7 +102,7 @@ class BridgeBrain(ResumableBrain):
         """The loss terms of a batch."""
         audio, text = (side.to(self.device, non_blocking=True) for side in batch)
         if stage == sb.Stage.TRAIN:
-            return self.modules.objective(audio, text, self.generator)
+            return self.modules.objective(audio, text, self.generator, self.share)
         self.seen.append((audio, text))
         generator = seeded(self.hparams.seed, self.step, device=self.device)
         return self.averaged.loss(audio, text, generator)
@@ -229,12 +229,14 @@ class DecoderBrain(ResumableBrain):
     def compute_forward(self, batch, stage):
         """The loss of a batch, its embeddings through what the task puts there."""
         embeddings, captions = batch
-        generator = self.generator
+        generator, share = self.generator, self.share
         if stage != sb.Stage.TRAIN:
             generator = seeded(self.hparams.seed, self.step, device=self.device)
+            share = Share()
         with torch.no_grad():
-            inputs = self.task.inputs(embeddings.to(self.device), generator)
-        return {"loss": self.modules.objective(inputs, captions)}
+            every = share.gather(embeddings.to(self.device))
+            inputs = share.of(self.task.inputs(every, generator))
+        return {"loss": self.modules.objective(inputs, captions, share)}
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Captions the probes, logs, saves a checkpoint, looks whether to stop."""

@@ -28,6 +28,8 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from .bridges.share import WHOLE, Share
+
 __all__ = ["PrefixDecoder"]
 
 FORMAT = 1
@@ -160,7 +162,9 @@ class PrefixDecoder(nn.Module):
         self.lm_is_frozen = True
         self.train(self.training)
 
-    def loss(self, embeddings: Tensor, captions: Sequence[str]) -> Tensor:
+    def loss(
+        self, embeddings: Tensor, captions: Sequence[str], share: Share = WHOLE
+    ) -> Tensor:
         """Mean cross-entropy of the captions' tokens, their end included.
 
         Arguments
@@ -169,6 +173,9 @@ class PrefixDecoder(nn.Module):
             (N, d).
         captions : sequence of str
             N captions.
+        share : Share
+            Of the global batch: what these captions are. A process with more tokens
+            then counts for more, as it does in one process with all of them.
 
         Returns
         -------
@@ -187,7 +194,8 @@ class PrefixDecoder(nn.Module):
         inputs = torch.cat([head, words], dim=1)
         logits = self.lm(inputs_embeds=inputs, attention_mask=attention.long()).logits
         logits = logits[:, head.shape[1] - 1 : -1].flatten(0, 1)
-        return cross_entropy(logits.float(), tokens.masked_fill(~mask, -100).flatten())
+        truth = tokens.masked_fill(~mask, -100).flatten()
+        return cross_entropy(logits.float(), truth) * share.weight(mask.sum())
 
     forward = loss
 

@@ -22,6 +22,7 @@ from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+from .bridges import Share
 from .checkpoints import AtomicCheckpointer
 from .pairs import ClipBatches, seeded
 
@@ -45,8 +46,9 @@ def cosine_with_warmup(step: int, warmup: int, total: int) -> float:
 class ResumableBrain(sb.Brain):
     """What the Brains share: a run that is interrupted ends as if it had not been.
 
-    Batches, noise and dropout of a step follow from seed, epoch, step and rank; the
-    learning-rate schedule is recovered, and TensorBoard goes on where it was.
+    Batches, noise and dropout of a step follow from seed, epoch and step (dropout from
+    the rank as well); the learning-rate schedule is recovered, and TensorBoard goes on
+    where it was.
 
     Arguments
     ---------
@@ -79,7 +81,9 @@ class ResumableBrain(sb.Brain):
             run_opts,
             AtomicCheckpointer(self.folder / "save", recoverables),
         )
-        self.writer = None
+        self.writer, self.share = None, Share()
+        if self.distributed_launch:
+            self.share = Share(get_rank(), torch.distributed.get_world_size())
 
     def make_dataloader(self, dataset, stage, ckpt_prefix="dataloader-", **kwargs):
         """Batches of distinct clips, the global batch shared out over the ranks."""
@@ -90,8 +94,8 @@ class ResumableBrain(sb.Brain):
             self.hparams.batch_size,
             self.hparams.passes_per_epoch,
             self.hparams.seed,
-            get_rank() or 0,
-            torch.distributed.get_world_size() if self.distributed_launch else 1,
+            self.share.rank,
+            self.share.world,
             getattr(dataset, "lengths", None),
         )
         loader = SaveableDataLoader(
@@ -133,15 +137,10 @@ class ResumableBrain(sb.Brain):
         self.epoch = epoch
 
     def on_fit_batch_start(self, batch, should_step):
-        """Seeds what takes no generator: dropout."""
-        self.generator = seeded(
-            self.hparams.seed,
-            self.epoch,
-            self.step,
-            get_rank() or 0,
-            device=self.device,
-        )
-        torch.manual_seed(self.generator.initial_seed())
+        """Seeds the batch's noise, alike in all processes, and dropout, in each."""
+        numbers = self.hparams.seed, self.epoch, self.step
+        self.generator = seeded(*numbers, 0, device=self.device)
+        torch.manual_seed(seeded(*numbers, self.share.rank).initial_seed())
 
     def compute_objectives(self, predictions, batch, stage):
         """The total of the loss terms."""

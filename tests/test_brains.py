@@ -1,4 +1,5 @@
 import math
+import os
 from functools import partial
 
 import pytest
@@ -21,6 +22,8 @@ from dlink_plugin.mini.language import write_lm
 from dlink_plugin.pairs import Captioned, Pairs
 from dlink_plugin.resumable import ResumableBrain
 from dlink_plugin.tasks import CaptionTask, add_noise, as_they_are
+
+from .ranks import in_ranks
 
 
 def unit(n, d, seed):
@@ -278,6 +281,53 @@ def test_an_interrupted_decoder_ends_like_an_uninterrupted_one(
     for brain in (whole, resumed):
         brain.writer.close()
     assert_same_curves(tmp_path / "whole", tmp_path / "killed")
+
+
+# Several processes
+
+
+def train_as_rank(rank, world, train, hparams, folder, *data):
+    """What is trained in several processes, or in one: the weights at the end."""
+    options = {"device": "cpu", "noprogressbar": True}
+    if world > 1:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        options |= {"distributed_launch": True, "distributed_backend": "gloo"}
+    # Adam would make much of what rounding leaves where gradients are zero.
+    hparams = {**hparams, "opt_class": partial(torch.optim.SGD, lr=0.1)}
+    return train(hparams, RunOptions.from_dictionary(options), folder, *data)
+
+
+def bridge_weights(hparams, options, folder, train, valid):
+    brain = train_bridge(hparams, options, train, valid, folder)
+    return brain.averaged.state_dict()
+
+
+def decoder_weights(hparams, options, folder, task):
+    brain = train_decoder(hparams, options, folder, task)
+    return brain.decoder.trained_state()
+
+
+@pytest.fixture(params=["bridge", "decoder"])
+def job(request, hparams, train, valid):
+    """A training without dropout, whose masks differ from process to process."""
+    if request.param == "bridge":
+        hparams = {**hparams, "bridge": partial(DiffusionLink, dropout=0.0)}
+        return bridge_weights, hparams, train, valid
+    hparams = request.getfixturevalue("decoder_hparams")
+    sizes = {"vocab_size": 290, "width": 16, "layers": 1, "heads": 2, "dropout": 0.0}
+    write_lm(hparams["lm"], CAPTIONS, **sizes)
+    task = request.getfixturevalue("task")
+    return decoder_weights, {**hparams, "batch_size": 4}, task
+
+
+def test_two_processes_train_like_one(job, tmp_path):
+    train, hparams, *data = job
+    one = train_as_rank(0, 1, train, hparams, tmp_path / "one", *data)
+    given = train, hparams, tmp_path / "two", *data
+    two, other = in_ranks(2, tmp_path / "ranks", train_as_rank, *given)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-5)
+        assert torch.equal(other[name], two[name])
 
 
 def scripted_scores(monkeypatch, scores):

@@ -1,6 +1,5 @@
 import json
 import logging
-import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from dlink_plugin.embeddings import embed_corpus, embed_splits, embed_texts
 from dlink_plugin.encoders import FrontEnd, FrozenEncoder
 
 from .conftest import write_clip
+from .ranks import in_ranks
 
 RATE = 8000
 
@@ -355,34 +355,16 @@ def test_no_clip_left_is_an_error(corpus, embed):
 # Several processes
 
 
-def encode_as_rank(rank, world, store, corpus, cache, out):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=world
-    )
+def encode_as_rank(rank, world, corpus, cache):
     encoder = FakeEncoder()
     data = embed_corpus(
         corpus, encoder, cache, shard_size=3, num_workers=0, progressbar=False
     )
-    torch.save({"n": encoder.clips_encoded, "audio": data.audio.clone()}, out)
-    torch.distributed.destroy_process_group()
+    return {"n": encoder.clips_encoded, "audio": data.audio.clone()}
 
 
 def test_ranks_share_the_shards(corpus, embed, tmp_path):
-    context = multiprocessing.get_context("fork")  # no second import of everything
-    outs = [tmp_path / f"rank{rank}.pt" for rank in range(2)]
-    ranks = [
-        context.Process(
-            target=encode_as_rank,
-            args=(rank, 2, tmp_path / "store", corpus, tmp_path / "cache", outs[rank]),
-        )
-        for rank in range(2)
-    ]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-        assert process.exitcode == 0
-    found = [torch.load(out) for out in outs]
+    found = in_ranks(2, tmp_path / "ranks", encode_as_rank, corpus, tmp_path / "cache")
     assert [f["n"] for f in found] == [6, 4]  # shards 0 and 2; shards 1 and 3
     alone = embed(FakeEncoder(), rebuild=True)
     for f in found:

@@ -13,6 +13,7 @@ from .means import C3, CapDec, Identity, MeanShift
 from .memory import DeCap
 from .regression import MLPRegressor
 from .schedule import NoiseSchedule
+from .share import Share
 from .text_diffusion import DiffusionBridge
 from .variant import DiffusionLinkVariant
 
@@ -34,4 +35,5 @@ __all__ = [
     "RectifiedFlow",
     "ResidualMLP",
     "Ridge",
+    "Share",
 ]

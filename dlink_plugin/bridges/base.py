@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .share import WHOLE, Share
+
 __all__ = ["Bridge"]
 
 FORMAT = 1
@@ -75,7 +77,11 @@ class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license
         """
 
     def loss(
-        self, audio: Tensor, text: Tensor, generator: torch.Generator | None = None
+        self,
+        audio: Tensor,
+        text: Tensor,
+        generator: torch.Generator | None = None,
+        share: Share = WHOLE,
     ) -> dict[str, Tensor]:
         """Training terms of one batch of pairs.
 
@@ -86,7 +92,10 @@ class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license
         text : Tensor
             (N, d) row i is a caption of clip i; no clip twice.
         generator : torch.Generator, optional
-            Source of all randomness.
+            Source of all randomness; in the same state in every process.
+        share : Share
+            Of the global batch: what these pairs are. The gradients of the processes'
+            losses average to those of one process with the whole batch.
 
         Returns
         -------

@@ -12,6 +12,7 @@ from .base import Bridge
 from .denoiser import ResidualMLP
 from .normalizer import unit_variance
 from .schedule import NoiseSchedule
+from .share import WHOLE, Share
 
 __all__ = ["DiffGAP", "DiffusionPrior"]
 
@@ -75,14 +76,19 @@ class DiffusionPrior(Bridge, name="diffusion_prior"):
         self.denoiser = ResidualMLP(dim, blocks, expansion, dropout, dim)
 
     def loss(
-        self, audio: Tensor, text: Tensor, generator: torch.Generator | None = None
+        self,
+        audio: Tensor,
+        text: Tensor,
+        generator: torch.Generator | None = None,
+        share: Share = WHOLE,
     ) -> dict[str, Tensor]:
         """The loss above; see ``Bridge.loss`` for arguments and returns."""
         c, y = unit_variance(audio), unit_variance(text)
         here = {"generator": generator, "device": y.device}
-        t = torch.randint(1, self.timesteps + 1, (len(y),), **here)
-        eps = torch.randn(y.shape, dtype=y.dtype, **here)
-        kept = torch.rand(len(y), 1, **here) >= self.condition_dropout
+        n = share.world * len(y)
+        t = share.of(torch.randint(1, self.timesteps + 1, (n,), **here))
+        eps = share.of(torch.randn(n, self.dim, dtype=y.dtype, **here))
+        kept = share.of(torch.rand(n, 1, **here)) >= self.condition_dropout
         x_t = self.schedule.add_noise(y, t, eps)
         return {"loss": mse_loss(self.denoiser(x_t, t, c * kept), y)}
 
@@ -172,13 +178,19 @@ class DiffGAP(Bridge, name="diffgap"):
         return self.denoiser(x, t, torch.cat([c, flag], dim=1))
 
     def loss(
-        self, audio: Tensor, text: Tensor, generator: torch.Generator | None = None
+        self,
+        audio: Tensor,
+        text: Tensor,
+        generator: torch.Generator | None = None,
+        share: Share = WHOLE,
     ) -> dict[str, Tensor]:
         """The loss above; see ``Bridge.loss`` for arguments and returns."""
         a, y = unit_variance(audio), unit_variance(text)
         here = {"generator": generator, "device": a.device}
-        t = torch.randint(1, self.timesteps + 1, (len(a),), **here)
-        eps_y, eps_a = torch.randn(2, *a.shape, dtype=a.dtype, **here)
+        n = share.world * len(a)
+        t = share.of(torch.randint(1, self.timesteps + 1, (n,), **here))
+        eps = torch.randn(2, n, self.dim, dtype=a.dtype, **here)
+        eps_y, eps_a = share.of(eps, dim=1)
         y_t = self.schedule.add_noise(y, t, eps_y)
         a_t = self.schedule.add_noise(a, t, eps_a)
         terms = {

@@ -6,6 +6,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 __all__ = ["ResidualMLP"]
 
@@ -67,9 +68,15 @@ class Block(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """(N, d) and (N, time_dim) to (N, d)."""
+        """(N, d) and (N, time_dim), or (1, time_dim) for all, to (N, d)."""
         scale, shift = self.modulation(time).chunk(2, dim=1)
-        return x + self.mlp(self.norm(x) * (1 + scale) + shift)
+        if len(time) == 1:  # one pass over x in place of three
+            weight = self.norm.weight * (1 + scale[0])
+            bias = self.norm.bias * (1 + scale[0]) + shift[0]
+            normed = layer_norm(x, x.shape[1:], weight, bias, self.norm.eps)
+        else:
+            normed = self.norm(x) * (1 + scale) + shift
+        return x + self.mlp(normed)
 
 
 class ResidualMLP(nn.Module):
@@ -133,7 +140,7 @@ class ResidualMLP(nn.Module):
         x : Tensor
             (N, d) noisy vectors of about unit mean square.
         t : Tensor
-            (N,) their times.
+            (N,) their times, or (1,) one for all.
         condition : Tensor, optional
             (N, condition_dim) of about unit mean square, where one is expected.
 

@@ -15,6 +15,7 @@ from .base import Bridge
 from .denoiser import ResidualMLP
 from .normalizer import unit_variance
 from .schedule import NoiseSchedule
+from .share import WHOLE, Share
 
 __all__ = ["DiffusionLink", "topology_loss"]
 
@@ -116,7 +117,11 @@ class DiffusionLink(Bridge, name="diffusion_link"):
         self.denoiser = ResidualMLP(dim, blocks, expansion, dropout)
 
     def loss(
-        self, audio: Tensor, text: Tensor, generator: torch.Generator | None = None
+        self,
+        audio: Tensor,
+        text: Tensor,
+        generator: torch.Generator | None = None,
+        share: Share = WHOLE,
     ) -> dict[str, Tensor]:
         """L = L_cross + lambda L_topo, each the mean of an audio and a text branch.
 
@@ -136,15 +141,18 @@ class DiffusionLink(Bridge, name="diffusion_link"):
             )
         a, y = unit_variance(audio), unit_variance(text)
         here = {"generator": generator, "device": a.device}
-        t = torch.randint(1, self.t_max + 1, (len(a),), **here).repeat(2)
-        eps = torch.randn(2 * len(a), self.dim, dtype=a.dtype, **here)
+        n = share.world * len(a)
+        t = share.of(torch.randint(1, self.t_max + 1, (n,), **here)).repeat(2)
+        eps = torch.randn(2, n, self.dim, dtype=a.dtype, **here)
+        eps = share.of(eps, dim=1).flatten(0, 1)
         x_t = self.schedule.add_noise(torch.cat([a, y]), t, eps)
         yhat_audio, yhat_text = self.denoiser(x_t, t).chunk(2)
+        every_y = share.gather(y)
         terms = {
             "cross_audio": mse_loss(yhat_audio, y),
             "cross_text": mse_loss(yhat_text, y),
-            "topology_audio": topology_loss(yhat_audio, y),
-            "topology_text": topology_loss(yhat_text, y),
+            "topology_audio": topology_loss(share.gather(yhat_audio), every_y),
+            "topology_text": topology_loss(share.gather(yhat_text), every_y),
         }
         cross = (terms["cross_audio"] + terms["cross_text"]) / 2
         topology = (terms["topology_audio"] + terms["topology_text"]) / 2

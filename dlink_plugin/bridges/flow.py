@@ -9,6 +9,7 @@ from torch.nn.functional import mse_loss, normalize
 from .base import Bridge
 from .denoiser import ResidualMLP
 from .normalizer import unit_variance
+from .share import WHOLE, Share
 
 __all__ = ["RectifiedFlow"]
 
@@ -69,11 +70,16 @@ class RectifiedFlow(Bridge, name="rectified_flow"):
         self.network = ResidualMLP(dim, blocks, expansion, dropout)
 
     def loss(
-        self, audio: Tensor, text: Tensor, generator: torch.Generator | None = None
+        self,
+        audio: Tensor,
+        text: Tensor,
+        generator: torch.Generator | None = None,
+        share: Share = WHOLE,
     ) -> dict[str, Tensor]:
         """The loss above; see ``Bridge.loss`` for arguments and returns."""
         a, y = unit_variance(audio), unit_variance(text)
-        t = torch.rand(len(a), generator=generator, dtype=a.dtype, device=a.device)
+        here = {"generator": generator, "device": a.device}
+        t = share.of(torch.rand(share.world * len(a), dtype=a.dtype, **here))
         z_t = torch.lerp(a, y, t[:, None])
         return {"loss": mse_loss(self.network(z_t, _CLOCK * t), y - a)}
 
@@ -83,6 +89,6 @@ class RectifiedFlow(Bridge, name="rectified_flow"):
         """Follow the flow, normalize; see ``Bridge.forward``. Nothing is random."""
         z = unit_variance(audio)
         for k in range(self.steps):
-            t = torch.full((len(z),), _CLOCK * k / self.steps, device=z.device)
+            t = torch.full((1,), _CLOCK * k / self.steps, device=z.device)
             z = z + self.network(z, t) / self.steps
         return normalize(z, dim=1)

@@ -10,6 +10,7 @@ from .base import Bridge
 from .denoiser import ResidualMLP
 from .diffusion_link import topology_loss
 from .normalizer import unit_variance
+from .share import WHOLE, Share
 
 __all__ = ["MLPRegressor"]
 
@@ -63,11 +64,16 @@ class MLPRegressor(Bridge, name="mlp"):
         return self.network(unit_variance(audio), never)
 
     def loss(
-        self, audio: Tensor, text: Tensor, generator: torch.Generator | None = None
+        self,
+        audio: Tensor,
+        text: Tensor,
+        generator: torch.Generator | None = None,
+        share: Share = WHOLE,
     ) -> dict[str, Tensor]:
         """The loss above; see ``Bridge.loss`` for arguments and returns."""
         yhat, y = self._predict(audio), unit_variance(text)
-        terms = {"cross": mse_loss(yhat, y), "topology": topology_loss(yhat, y)}
+        topology = topology_loss(share.gather(yhat), share.gather(y))
+        terms = {"cross": mse_loss(yhat, y), "topology": topology}
         return {
             "loss": terms["cross"] + self.topology_weight * terms["topology"]
         } | terms

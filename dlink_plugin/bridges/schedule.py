@@ -106,7 +106,7 @@ class NoiseSchedule(nn.Module):
         ---------
         f : callable
             f(x, t), the denoiser: estimates the clean vectors from noisy ones and
-            their (N,) times.
+            their time, (1,).
         x : Tensor
             (N, ...) noisy vectors at time ``start_step``.
         start_step : int
@@ -127,7 +127,7 @@ class NoiseSchedule(nn.Module):
         """
         times = self.visits(start_step, steps)
         for t, t_next in zip(times, [*times[1:], 0], strict=True):
-            z0 = f(x, torch.full((len(x),), t, device=x.device))
+            z0 = f(x, torch.full((1,), t, device=x.device))
             x = self.ddim_step(x, z0, t, t_next) if t_next else z0
         return x
 

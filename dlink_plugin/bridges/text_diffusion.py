@@ -9,6 +9,7 @@ from torch.nn.functional import mse_loss, normalize
 from .denoiser import ResidualMLP
 from .means import Centered
 from .schedule import NoiseSchedule
+from .share import WHOLE, Share
 from .unet import UNet1d
 
 __all__ = ["DiffusionBridge"]
@@ -98,13 +99,18 @@ class DiffusionBridge(Centered, name="diffusion_bridge"):
             self.network = UNet1d(dim, unet_width)
 
     def loss(
-        self, audio: Tensor, text: Tensor, generator: torch.Generator | None = None
+        self,
+        audio: Tensor,
+        text: Tensor,
+        generator: torch.Generator | None = None,
+        share: Share = WHOLE,
     ) -> dict[str, Tensor]:
         """The loss above, from text alone; see ``Bridge.loss``."""
         z = self.scale * self.text(text)
         here = {"generator": generator, "device": z.device}
-        t = torch.randint(1, self.timesteps + 1, (len(z),), **here)
-        eps = torch.randn(z.shape, dtype=z.dtype, **here)
+        n = share.world * len(z)
+        t = share.of(torch.randint(1, self.timesteps + 1, (n,), **here))
+        eps = share.of(torch.randn(n, self.dim, dtype=z.dtype, **here))
         return {
             "loss": mse_loss(self.network(self.schedule.add_noise(z, t, eps), t), z)
         }

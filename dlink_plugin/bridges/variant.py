@@ -8,6 +8,7 @@ from torch.nn.functional import mse_loss, normalize
 
 from .diffusion_link import DiffusionLink, topology_loss
 from .normalizer import unit_variance
+from .share import WHOLE, Share
 
 __all__ = ["DiffusionLinkVariant"]
 
@@ -89,12 +90,25 @@ class DiffusionLinkVariant(DiffusionLink, name="diffusion_link_variant"):
         self.shift.copy_(text.mean(0) - audio.mean(0))
 
     def loss(
-        self, audio: Tensor, text: Tensor, generator: torch.Generator | None = None
+        self,
+        audio: Tensor,
+        text: Tensor,
+        generator: torch.Generator | None = None,
+        share: Share = WHOLE,
     ) -> dict[str, Tensor]:
         """L = (1 - w) L(audio) + w L(text), see ``Bridge.loss`` for the rest.
 
         L(z) = m(f(q(z, t, eps), t), y) + lambda L_topo: the terms of ``DiffusionLink``.
+
+        Raises
+        ------
+        ValueError
+            If the batch is shared out over processes.
         """
+        if share.world > 1:
+            raise ValueError(
+                "Variants mix samples of one process; train them without torchrun."
+            )
         here = {"generator": generator, "device": audio.device}
         if self.mixup:
             audio, text = self._mix(audio, text, here)

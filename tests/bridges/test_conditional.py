@@ -89,7 +89,7 @@ def test_audio_is_noised_to_the_start_step_and_denoised_as_text():
     expected = bridge.schedule.add_noise(unit_variance(audio), 300, eps)
     torch.testing.assert_close(x, expected)
     torch.testing.assert_close(bridged, normalize(expected, dim=1))
-    assert t.tolist() == [300] * 5 and c[:, -1].tolist() == [0.0] * 5
+    assert t.tolist() == [300] and c[:, -1].tolist() == [0.0] * 5
 
 
 @pytest.mark.parametrize("start_step", [0, 1001])

@@ -43,3 +43,13 @@ def test_every_parameter_gets_a_gradient():
         torch.nn.init.normal_(parameter, std=0.1)
     f(torch.randn(4, 8), torch.tensor([1, 2, 3, 4])).square().sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in f.parameters())
+
+
+def test_one_time_for_all_is_that_time_for_each():
+    f = ResidualMLP(16, dropout=0.0)
+    for parameter in f.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    x = torch.randn(5, 16)
+    each, together = f(x, torch.full((5,), 300)), f(x, torch.tensor([300]))
+    torch.testing.assert_close(together, each, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(together, f(x, torch.tensor([200])), atol=1e-2)
