@@ -2,15 +2,70 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-__all__ = ["Captioned", "ClipBatches", "Pairs", "seeded"]
+__all__ = ["Captioned", "ClipBatches", "MappedRows", "Pairs", "seeded"]
 
 _POOL = 32  # batches whose captions are sorted by length together
+
+
+class MappedRows:
+    """Rows of a .npy file, read from disk when they are asked for.
+
+    Stands for a tensor in ``Pairs`` where the embeddings do not fit into memory.
+
+    Arguments
+    ---------
+    file : str or Path
+        (N, d) float32 or float16, from ``numpy.save`` or ``numpy.lib.format``.
+
+    Raises
+    ------
+    ValueError
+        If the file holds something else.
+
+    Example
+    -------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/audio.npy", np.eye(3, dtype=np.float32))
+    ...     MappedRows(f"{folder}/audio.npy")[torch.tensor([2, 0])]
+    tensor([[0., 0., 1.],
+            [1., 0., 0.]])
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, file: str | Path):
+        self.file = file
+        whole = np.load(file, mmap_mode="r", allow_pickle=False)
+        if whole.ndim != 2 or whole.dtype not in (np.float32, np.float16):
+            raise ValueError(
+                f"{file} holds {whole.dtype} {whole.shape}; give one array (N, d) of "
+                "float32 or float16."
+            )
+        self.shape = torch.Size(whole.shape)
+        self._layout = {"dtype": whole.dtype, "offset": whole.offset}
+        self._layout |= {"shape": whole.shape, "mode": "r"}
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Tensor | slice) -> Tensor:
+        """The rows, float32."""
+        # A map of its own for each batch: what a map has touched counts as memory.
+        mapped = np.memmap(self.file, **self._layout)
+        if isinstance(rows, Tensor):
+            mapped._mmap.madvise(mmap.MADV_RANDOM)  # no reading of what is around
+            rows = rows.numpy()
+        return torch.from_numpy(mapped[rows].astype(np.float32))
 
 
 class Pairs(Dataset):
@@ -18,9 +73,9 @@ class Pairs(Dataset):
 
     Arguments
     ---------
-    audio : Tensor
+    audio : Tensor or MappedRows
         (N, d).
-    text : Tensor
+    text : Tensor or MappedRows
         (M, d).
     clip_of_text : Tensor
         (M,) the clip each caption belongs to.
@@ -34,7 +89,12 @@ class Pairs(Dataset):
             [0., 1.]])
     """
 
-    def __init__(self, audio: Tensor, text: Tensor, clip_of_text: Tensor):
+    def __init__(
+        self,
+        audio: Tensor | MappedRows,
+        text: Tensor | MappedRows,
+        clip_of_text: Tensor,
+    ):
         self.audio, self.text = audio, text
         self.clip_of_text = clip_of_text
 

@@ -1,7 +1,8 @@
+import numpy as np
 import pytest
 import torch
 
-from dlink_plugin.pairs import Captioned, ClipBatches, Pairs, seeded
+from dlink_plugin.pairs import Captioned, ClipBatches, MappedRows, Pairs, seeded
 
 CLIP_OF_TEXT = torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 5, 6])  # 7 clips, 10 captions
 
@@ -188,3 +189,33 @@ def test_a_subset_keeps_whole_clips_and_fewer_are_among_more():
         assert caption[0] in (3 * clip, 3 * clip + 1, 3 * clip + 2)
     with pytest.raises(ValueError, match="There are 6 clips to choose 7 from"):
         pairs.subset(7, seed=3)
+
+
+# Pairs on disk
+
+
+def test_rows_on_disk_are_those_in_memory(tmp_path):
+    arrays = np.random.default_rng(0).normal(size=(2, 9, 4)).astype(np.float32)
+    for name, array in zip(("a", "t"), arrays, strict=True):
+        np.save(tmp_path / f"{name}.npy", array)
+    audio, text = (MappedRows(tmp_path / f"{name}.npy") for name in "at")
+    owner, rows = torch.arange(9), [7, 0, 3]
+    there = Pairs(audio, text, owner).__getitems__(rows)
+    here = Pairs(*map(torch.from_numpy, arrays), owner).__getitems__(rows)
+    for mapped, held in zip(there, here, strict=True):
+        torch.testing.assert_close(mapped, held, atol=0, rtol=0)
+    assert audio.shape == (9, 4) and len(audio) == 9
+    torch.testing.assert_close(audio[2:4], torch.from_numpy(arrays[0, 2:4]))
+
+
+def test_half_precision_on_disk_is_single_in_memory(tmp_path):
+    np.save(tmp_path / "a.npy", np.eye(3, dtype=np.float16))
+    assert torch.equal(MappedRows(tmp_path / "a.npy")[torch.tensor([1])][0],
+                       torch.tensor([0.0, 1.0, 0.0]))  # fmt: skip
+
+
+@pytest.mark.parametrize("array", [np.zeros(3, np.float32), np.zeros((3, 2), int)])
+def test_what_is_no_table_of_embeddings_is_refused(array, tmp_path):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(ValueError, match="a.npy holds .* give one array"):
+        MappedRows(tmp_path / "a.npy")
