@@ -25,7 +25,13 @@ from .resumable import PatientEpochs, ResumableBrain
 from .scoring import cider_d
 from .tasks import CaptionTask
 
-__all__ = ["BridgeBrain", "DecoderBrain", "train_bridge", "train_decoder"]
+__all__ = [
+    "BridgeBrain",
+    "DecoderBrain",
+    "caption_in_shares",
+    "train_bridge",
+    "train_decoder",
+]
 
 _SHOWN_CAPTIONS = 10
 
@@ -258,7 +264,7 @@ class DecoderBrain(ResumableBrain):
         """Score of the first probe; those of all are logged beside the stats."""
         references = self.task.references
         captions = {
-            name: self.decoder.generate(rows, **self.hparams.generation)
+            name: caption_in_shares(self.decoder, rows, **self.hparams.generation)
             for name, rows in self.task.probes.items()
         }
         scores = [cider_d(written, references) for written in captions.values()]
@@ -276,6 +282,37 @@ class DecoderBrain(ResumableBrain):
             max_keys=[self.best],
             importance_keys=[],
         )
+
+
+def caption_in_shares(
+    decoder: PrefixDecoder, embeddings: Tensor, **generation
+) -> list[str]:
+    """Write captions, under torchrun each process its share; all processes get all.
+
+    Arguments
+    ---------
+    decoder : PrefixDecoder
+        The same in all processes.
+    embeddings : Tensor
+        (N, d), the same in all processes.
+    **generation : dict
+        As ``PrefixDecoder.generate`` takes them; one caption for each embedding.
+
+    Returns
+    -------
+    captions : list of str
+        N of them.
+    """
+    here = Share.here()
+    mine = embeddings[here.rank :: here.world]
+    parts = [decoder.generate(mine, **generation) if len(mine) else []]
+    if here.world > 1:
+        (written,), parts = parts, [None] * here.world
+        torch.distributed.all_gather_object(parts, written)
+    captions = [""] * len(embeddings)
+    for first, part in enumerate(parts):
+        captions[first :: here.world] = part
+    return captions
 
 
 def _save(decoder: PrefixDecoder, path: Path) -> None:

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -132,7 +133,7 @@ def embed_corpus(
     *,
     batch_size: int = 32,
     shard_size: int = 512,
-    num_workers: int = 2,
+    num_workers: int | None = None,
     strict: bool = False,
     rebuild: bool = False,
     progressbar: bool = True,
@@ -153,8 +154,9 @@ def embed_corpus(
         Clips that are encoded together.
     shard_size : int
         Clips in one file.
-    num_workers : int
-        Processes that decode audio and compute features while the model runs.
+    num_workers : int, optional
+        Processes that decode audio and compute features while the model runs; None for
+        one on each core but one, eight at most.
     strict : bool
         Whether an unusable file is an error instead of being skipped.
     rebuild : bool
@@ -250,6 +252,8 @@ def embed_texts(
 ) -> torch.Tensor:
     """Embed captions that have no audio, or read what was embedded before.
 
+    Under torchrun all ranks call this, and each encodes its share.
+
     Arguments
     ---------
     texts : sequence of str
@@ -274,19 +278,36 @@ def embed_texts(
     folder = Path(cache_folder).expanduser() / "texts"
     key = f"{encoder.fingerprint[:12]}-{_digest(list(texts))[:12]}"
     path = folder / f"{key}.safetensors"
-    if not path.is_file() and _rank() == 0:
+    if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        chunks = [texts[i : i + 1024] for i in range(0, len(texts), 1024)]
-        bar = tqdm(chunks, "encoding captions", disable=not progressbar)
-        rows = torch.cat([encoder.encode_text(chunk).cpu() for chunk in bar])
-        _write_shard(path, {"text": rows}, {})
-    _barrier()
+        _encode_texts(texts, encoder, path, not progressbar or _rank() > 0)
     try:
         return load_file(path)["text"]
     except (OSError, SafetensorError, KeyError) as error:
         raise ValueError(
             f"The embedded captions {path} cannot be read ({error}); delete the file."
         ) from error
+
+
+def _encode_texts(
+    texts: Sequence[str], encoder: FrozenEncoder, path: Path, hidden: bool
+) -> None:
+    """Each rank writes its part of the rows; the first joins the parts."""
+    parts = [path.with_suffix(f".{rank}of{_world()}") for rank in range(_world())]
+    bounds = np.linspace(0, len(texts), _world() + 1).astype(int)
+    mine = texts[bounds[_rank()] : bounds[_rank() + 1]]
+    chunks = [mine[i : i + 1024] for i in range(0, len(mine), 1024)]
+    bar = tqdm(chunks, "encoding captions", disable=hidden)
+    rows = [encoder.encode_text(chunk).cpu() for chunk in bar]
+    rows = torch.cat([torch.empty(0, encoder.dim), *rows])
+    _write_shard(parts[_rank()], {"text": rows}, {})
+    _barrier()
+    if _rank() == 0:
+        rows = torch.cat([load_file(part)["text"] for part in parts])
+        _write_shard(path, {"text": rows}, {})
+        for part in parts:
+            part.unlink()
+    _barrier()
 
 
 def _identity(corpus: Corpus, encoder: FrozenEncoder) -> dict:
@@ -351,12 +372,25 @@ class _Features(Dataset):
             return error
 
 
+def _spare_cores() -> int:
+    """Of this process, where several share the machine under torchrun."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    here = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(8, max(1, here - 1))
+
+
+def _give_way(worker: int) -> None:
+    """Where cores are few, decoding ahead must not slow the encoder down."""
+    if hasattr(os, "nice"):  # not on Windows
+        os.nice(10)
+
+
 def _encode(
     corpus: Corpus,
     encoder: FrozenEncoder,
     todo: dict[Path, range],
     batch_size: int,
-    num_workers: int,
+    num_workers: int | None,
     strict: bool,
     progressbar: bool,
 ) -> Iterator[tuple[dict[str, torch.Tensor], list[dict]]]:
@@ -365,11 +399,13 @@ def _encode(
         path: [clips[i : i + batch_size] for i in range(0, len(clips), batch_size)]
         for path, clips in todo.items()
     }
+    workers = _spare_cores() if num_workers is None else num_workers
     loader = DataLoader(
         _Features([clip.path for clip in corpus.clips], encoder.front_end),
         batch_sampler=[batch for shard in batches.values() for batch in shard],
         collate_fn=list,
-        num_workers=num_workers if todo else 0,
+        num_workers=workers if todo else 0,
+        worker_init_fn=_give_way,
         generator=torch.Generator(),  # else a cold cache would shift the global seed
     )
     features = iter(loader)

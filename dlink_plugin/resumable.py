@@ -17,7 +17,7 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import get_rank, if_main_process
+from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -81,9 +81,7 @@ class ResumableBrain(sb.Brain):
             run_opts,
             AtomicCheckpointer(self.folder / "save", recoverables),
         )
-        self.writer, self.share = None, Share()
-        if self.distributed_launch:
-            self.share = Share(get_rank(), torch.distributed.get_world_size())
+        self.writer, self.share = None, Share.here()
 
     def make_dataloader(self, dataset, stage, ckpt_prefix="dataloader-", **kwargs):
         """Batches of distinct clips, the global batch shared out over the ranks."""

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from dlink_plugin.brains import (
     BridgeBrain,
     DecoderBrain,
+    caption_in_shares,
     train_bridge,
     train_decoder,
 )
@@ -286,6 +287,9 @@ def test_an_interrupted_decoder_ends_like_an_uninterrupted_one(
 # Several processes
 
 
+TINY_LM = {"vocab_size": 290, "width": 16, "layers": 1, "heads": 2, "dropout": 0.0}
+
+
 def train_as_rank(rank, world, train, hparams, folder, *data):
     """What is trained in several processes, or in one: the weights at the end."""
     options = {"device": "cpu", "noprogressbar": True}
@@ -314,8 +318,7 @@ def job(request, hparams, train, valid):
         hparams = {**hparams, "bridge": partial(DiffusionLink, dropout=0.0)}
         return bridge_weights, hparams, train, valid
     hparams = request.getfixturevalue("decoder_hparams")
-    sizes = {"vocab_size": 290, "width": 16, "layers": 1, "heads": 2, "dropout": 0.0}
-    write_lm(hparams["lm"], CAPTIONS, **sizes)
+    write_lm(hparams["lm"], CAPTIONS, **TINY_LM)
     task = request.getfixturevalue("task")
     return decoder_weights, {**hparams, "batch_size": 4}, task
 
@@ -328,6 +331,20 @@ def test_two_processes_train_like_one(job, tmp_path):
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, atol=1e-5, rtol=1e-5)
         assert torch.equal(other[name], two[name])
+
+
+def caption_as_rank(rank, world, decoder, rows):
+    return caption_in_shares(decoder, rows, max_new_tokens=6)
+
+
+@pytest.mark.parametrize("clips", [2, 7])
+def test_processes_share_the_captions(decoder_hparams, tmp_path, clips):
+    write_lm(decoder_hparams["lm"], CAPTIONS, **TINY_LM)
+    decoder = PrefixDecoder(8, decoder_hparams["lm"], lm_training="scratch")
+    rows = torch.randn(clips, 8, generator=torch.Generator().manual_seed(0))
+    alone = decoder.generate(rows, max_new_tokens=6)
+    for written in in_ranks(3, tmp_path, caption_as_rank, decoder, rows):
+        assert written == alone
 
 
 def scripted_scores(monkeypatch, scores):

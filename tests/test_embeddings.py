@@ -402,6 +402,19 @@ def test_texts_are_encoded_once(tmp_path):
     assert len(text_files(tmp_path)) == 1
 
 
+def embed_texts_as_rank(rank, world, folder):
+    encoder = FakeEncoder()
+    return embed_alone(folder, encoder), encoder.texts_encoded
+
+
+def test_ranks_share_the_texts(tmp_path):
+    found = in_ranks(3, tmp_path / "ranks", embed_texts_as_rank, tmp_path)
+    assert [encoded for _, encoded in found] == [343, 343, 344]
+    for rows, _ in found:
+        torch.testing.assert_close(rows, FakeEncoder().encode_text(TEXTS))
+    assert len(text_files(tmp_path)) == 1
+
+
 @pytest.mark.parametrize(
     "encoder, texts",
     [

@@ -34,6 +34,18 @@ class Share:
     rank: int = 0
     world: int = 1
 
+    @classmethod
+    def here(cls) -> Share:
+        """The share of this process, under torchrun; elsewhere the whole.
+
+        Returns
+        -------
+        share : Share
+        """
+        if not distributed.is_initialized():
+            return cls()
+        return cls(distributed.get_rank(), distributed.get_world_size())
+
     def of(self, drawn: Tensor, dim: int = 0) -> Tensor:
         """Its rows of what was drawn for all.
 

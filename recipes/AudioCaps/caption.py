@@ -19,7 +19,7 @@ import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from dlink_plugin import PrefixDecoder
-from dlink_plugin.brains import train_decoder
+from dlink_plugin.brains import caption_in_shares, train_decoder
 from dlink_plugin.captioner import export_captioner
 from dlink_plugin.choosing import chosen_captions
 from dlink_plugin.console import load_recipe, plain_errors
@@ -114,7 +114,7 @@ def main(argv):
 
     train = partial(train_decoder, hparams, run_opts, output)
     shown = not run_opts.noprogressbar
-    write = partial(PrefixDecoder.generate, progressbar=shown, **hparams["generation"])
+    write = partial(caption_in_shares, progressbar=shown, **hparams["generation"])
     study = {"text": zero_shot, "audio": supervised}[hparams["train_on"]]
     brain, captions = study(hparams, train, write, its)
     if not if_main_process():

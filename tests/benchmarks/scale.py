@@ -1,0 +1,93 @@
+"""Training from disk at 50,000, 500,000 and 5,000,000 pairs of 512 numbers.
+
+Steps a second and the most memory that the process held, random batches read through
+the memory map. Needs 20 GB of disk for the largest.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from dlink_plugin.brains import BridgeBrain
+from dlink_plugin.pairs import MappedRows, Pairs
+
+from .main_job import ROOT
+from .pairs_like_clap import LAION_CLAP, MS_CLAP, write
+from .training import make_brain
+
+DIM, BATCH, WARM_UP, STEPS = 512, 128, 20, 150
+SPACES = {"laion_clap": LAION_CLAP, "ms_clap": MS_CLAP}
+
+
+class Enough(Exception):
+    """The steps that were to be timed are done."""
+
+
+class TimedBrain(BridgeBrain):
+    """Times some steps after the first ones, and stops."""
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        super().on_fit_batch_end(batch, outputs, loss, should_step)
+        if self.step == WARM_UP:
+            self.started = time.perf_counter()
+        if self.step == WARM_UP + STEPS:
+            self.seconds = time.perf_counter() - self.started
+            raise Enough
+
+
+def steps_per_second(folder: str, rows: int) -> float:
+    """Of a Brain that reads the pairs from disk."""
+    audio, text = (MappedRows(f"{folder}/{side}.npy") for side in ("audio", "text"))
+    pairs = Pairs(audio, text, torch.arange(rows))
+    with tempfile.TemporaryDirectory() as output:
+        brain = make_brain(pairs, Path(output), TimedBrain, batch_size=BATCH)
+        try:
+            brain.fit(brain.epoch_counter, pairs)
+        except Enough:
+            brain.close_writer()
+            return STEPS / brain.seconds
+    raise SystemExit(f"{rows} pairs are fewer than the steps to time")
+
+
+def in_process(folder: str, rows: int) -> dict[str, float]:
+    """Speed and peak memory of a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.scale", folder, str(rows)]
+    process = subprocess.run(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return json.loads(process.stdout.splitlines()[-1])
+
+
+def measure(sizes=(50_000, 500_000, 5_000_000), repeats=3) -> dict:
+    """For each number of pairs; the first again beside each of the others."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            needed = 2 * 4 * DIM * size
+            if shutil.disk_usage(folder).free < 1.1 * needed:
+                found[f"{size}_pairs"] = f"skipped: needs {needed / 1e9:.0f} GB of disk"
+                continue
+            for name, statistics in SPACES.items():
+                if name == "ms_clap" and size != sizes[0]:
+                    continue  # the speed does not ask what the numbers are
+                write(Path(folder), statistics, size, DIM)
+                runs = [in_process(folder, size) for _ in range(repeats)]
+                speeds = sorted(run["steps_per_second"] for run in runs)
+                row = f"{size}_pairs_{name}"
+                found[f"{row}_steps_per_second"] = speeds[repeats // 2]
+                found[f"{row}_gb"] = max(run["gb"] for run in runs)
+    return found
+
+
+if __name__ == "__main__":
+    speed = steps_per_second(sys.argv[1], int(sys.argv[2]))
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps({"steps_per_second": speed, "gb": peak / 1e9}))
