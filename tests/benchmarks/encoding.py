@@ -61,12 +61,12 @@ def compare(encoder: FrozenEncoder, corpus: Corpus, folder: Path, repeats: int):
 
 
 def measure(repeats=3) -> dict:
-    """On 1,000 and on 96 clips of the test split."""
+    """On 1,000 and on 64 clips of the test split."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         prepare("audiocaps", folder)
         corpus = load_corpus("audiocaps", "mini", "test", cache_folder=folder)
-        some = replace(corpus, clips=corpus.clips[:96])
+        some = replace(corpus, clips=corpus.clips[:64])
         encoders = {
             "mini": (load_encoder("mini"), corpus),
             "full_size": (full_size_encoder(f"{folder}/clap"), some),
