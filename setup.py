@@ -23,6 +23,7 @@ INSTALL_REQUIRES = [
     "soundfile>=0.13.1",
     "soxr>=0.5",
     "scikit-learn>=1.4",
+    "threadpoolctl>=3.1,<4",  # scikit-learn's own: one thread where more are slower
     "matplotlib>=3.8",
     "tensorboard>=2.16",
     "tqdm>=4.66",

@@ -11,6 +11,7 @@ import dlink_plugin.compat  # noqa: F401
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.distributed import ddp_broadcast, if_main_process
 from speechbrain.utils.epoch_loop import EpochCounter
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -123,14 +124,10 @@ class BridgeBrain(ResumableBrain):
         """Measures the gap on validation, logs it and saves a checkpoint."""
         if stage != sb.Stage.VALID:
             return
-        audio, text = (torch.cat(side) for side in zip(*self.seen, strict=True))
-        seed = self.hparams.seed
-        if self.raw_gap is None:
-            self.raw_gap = modality_gap(audio, text, seed=seed)
-        text = self.averaged.text_space(text)
-        chosen = modality_gap(cross(self.averaged, audio, seed), text, seed=seed)
+        gaps = ddp_broadcast(self._gaps() if if_main_process() else None)
+        chosen = gaps[self.bridge.name]
         scalars = {"valid/loss": stage_loss}
-        for name, gap in {"none": self.raw_gap, self.bridge.name: chosen}.items():
+        for name, gap in gaps.items():
             scalars |= {f"gap_{name}/{k}": value for k, value in gap.items()}
         self.log_validation(epoch, scalars, chosen)
         self.checkpointer.save_and_keep_only(
@@ -138,6 +135,16 @@ class BridgeBrain(ResumableBrain):
             min_keys=[self.best],
             importance_keys=[],
         )
+
+    def _gaps(self) -> dict[str, dict[str, float]]:
+        """Of validation, without the bridge and through it."""
+        audio, text = (torch.cat(side) for side in zip(*self.seen, strict=True))
+        seed = self.hparams.seed
+        if self.raw_gap is None:
+            self.raw_gap = modality_gap(audio, text, seed=seed)
+        text = self.averaged.text_space(text)
+        bridged = modality_gap(cross(self.averaged, audio, seed), text, seed=seed)
+        return {"none": self.raw_gap, self.bridge.name: bridged}
 
 
 def train_bridge(

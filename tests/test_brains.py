@@ -1,5 +1,6 @@
 import math
 import os
+import shutil
 from functools import partial
 
 import pytest
@@ -282,6 +283,28 @@ def test_an_interrupted_decoder_ends_like_an_uninterrupted_one(
     for brain in (whole, resumed):
         brain.writer.close()
     assert_same_curves(tmp_path / "whole", tmp_path / "killed")
+
+
+# SpeechBrain's options for speed
+
+
+@pytest.mark.parametrize(
+    ("option", "tolerance"), [({"compile": True}, 1e-4), ({"precision": "bf16"}, 0.05)]
+)
+def test_faster_options_change_the_losses_by_rounding_only(
+    hparams, train, valid, tmp_path, option, tolerance
+):
+    if "compile" in option and not shutil.which("c++"):
+        pytest.skip("torch.compile needs a C++ compiler")
+    hparams["bridge"] = partial(DiffusionLink, dropout=0.0)  # its masks would differ
+    plain = {"device": "cpu", "noprogressbar": True}
+    curves = []
+    for folder, changes in (("plain", {}), ("fast", option)):
+        options = RunOptions.from_dictionary({**plain, **changes})
+        train_bridge(hparams, options, train, valid, tmp_path / folder)
+        curves.append([v for _, v in scalars(tmp_path / folder)["train/loss"]])
+    assert curves[1] == pytest.approx(curves[0], rel=tolerance)
+    assert curves[1] != curves[0]
 
 
 # Several processes

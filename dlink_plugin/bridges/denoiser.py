@@ -59,7 +59,7 @@ class Block(nn.Module):
         self.modulation = nn.Linear(time_dim, 2 * dim)
         self.mlp = nn.Sequential(
             nn.Linear(dim, expansion * dim),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),  # the widest tensor: not written twice
             nn.Dropout(dropout),
             nn.Linear(expansion * dim, dim),
         )

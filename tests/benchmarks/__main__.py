@@ -22,7 +22,7 @@ import torch
 from .main_job import ROOT
 
 SECTIONS = ("main_job", "training", "bridging", "encoding", "cache", "gap_criteria")
-SECTIONS = (*SECTIONS, "captioning")
+SECTIONS = (*SECTIONS, "captioning", "gpu")
 FILE = ROOT / "results" / "benchmarks.json"
 
 
@@ -75,12 +75,13 @@ def table(sections: dict) -> str:
     """Markdown: a line for each figure, with the range where it was repeated."""
     lines = ["| section | what | median | range |", "| --- | --- | --- | --- |"]
     for section, found in sections.items():
-        for name, value in found.items():
+        for name, value in found["figures"].items():
             what, spread = name.replace("_", " "), ""
             if isinstance(value, dict):
                 spread = f"{value['low']:.4g} to {value['high']:.4g}"
                 value = value["median"]
             value = f"{value:.4g}" if isinstance(value, float) else value
+            value = "not measured" if value is None else value
             lines.append(f"| {section} | {what} | {value} | {spread} |")
     return "\n".join(lines)
 
@@ -97,7 +98,8 @@ def main():
     written = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}
     sections = written.get("sections", {})
     for name in arguments.sections or SECTIONS:
-        sections[name] = {**machine(), **rounded(run_section(name))}
+        figures = rounded(run_section(name))
+        sections[name] = {"machine": machine(), "figures": figures}
         content = {"sections": sections}
         FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     print(table(sections))

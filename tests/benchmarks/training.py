@@ -33,8 +33,9 @@ HPARAMS = {
 def make_brain(pairs: Pairs, folder: Path, kind=BridgeBrain, **changes) -> BridgeBrain:
     """EMA, schedule, logs and checkpoints as in the recipe."""
     logger = FileTrainLogger(str(folder / "train_log.txt"))
-    options = RunOptions.from_dictionary({"device": "cpu", "noprogressbar": True})
-    bridge = DiffusionLink(pairs.audio.shape[1])
+    where = {"device": str(pairs.audio.device), "noprogressbar": True}
+    options = RunOptions.from_dictionary(where)
+    bridge = DiffusionLink(pairs.audio.shape[1]).to(pairs.audio.device)
     hparams = {**HPARAMS, **changes, "train_logger": logger}
     return kind(bridge, hparams, options, folder)
 
