@@ -50,7 +50,8 @@ def run_section(name: str) -> dict:
     if process.returncode:
         raise SystemExit(f"{name} failed, so there is nothing to write down")
     found = json.loads(output.splitlines()[-1])
-    return {**found, "peak_gb": peak[0] / 1e9}
+    measured = any(value is not None for value in found.values())
+    return {**found, "peak_gb": peak[0] / 1e9 if measured else None}
 
 
 def machine() -> dict:
