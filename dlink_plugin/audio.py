@@ -127,7 +127,8 @@ def _resample(
         raise BadAudio(path, "not finite", "some samples are NaN or infinite")
     if np.abs(samples).max() < SILENCE:
         raise BadAudio(path, "silent")
-    samples = soxr.resample(samples, rate, sample_rate, quality="HQ")
+    if rate != sample_rate:
+        samples = soxr.resample(samples, rate, sample_rate, quality="HQ")
     if not len(samples):
         raise BadAudio(path, "of zero length", f"at {sample_rate} Hz")
     return torch.from_numpy(samples)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 import dlink_plugin.compat  # noqa: F401
@@ -48,12 +47,6 @@ class _Objective(nn.Module):
         return self.bridge.loss(*batch)
 
 
-def _warm_average(averaged, current, updates, decay: float) -> None:
-    """EMA with warm-up: decay min(d, k / (k + 10)) at update k."""
-    k = float(updates)
-    torch._foreach_lerp_(averaged, current, 1 - min(decay, k / (k + 10)))
-
-
 class BridgeBrain(ResumableBrain):
     """Trains a bridge and keeps an exponential moving average of it, which is judged.
 
@@ -73,14 +66,14 @@ class BridgeBrain(ResumableBrain):
     best = "relative_modality_gap"
 
     def __init__(self, bridge: Bridge, hparams: dict, run_opts, folder: str | Path):
-        average = partial(_warm_average, decay=hparams["ema_decay"])
-        ema = AveragedModel(bridge, multi_avg_fn=average, use_buffers=True)
+        ema = AveragedModel(bridge, multi_avg_fn=self._average, use_buffers=True)
         self.epoch_counter = EpochCounter(hparams["number_of_epochs"])
         recoverables = {"bridge": bridge, "ema": ema, "epochs": self.epoch_counter}
         super().__init__(_Objective(bridge), recoverables, hparams, run_opts, folder)
         # Outside `modules`, so that it is neither optimized nor wrapped: moved and put
         # into eval mode by hand.
         self.bridge, self.ema = bridge, ema.to(self.device).eval()
+        self.ema.n_averaged = self.ema.n_averaged.cpu()  # or each step waits for it
         self.raw_gap = None  # of the validation clips, the same in every epoch
 
     @property
@@ -113,6 +106,12 @@ class BridgeBrain(ResumableBrain):
         self.seen.append((audio, text))
         generator = seeded(self.hparams.seed, self.step, device=self.device)
         return self.averaged.loss(audio, text, generator)
+
+    def _average(self, averaged, current, _):
+        """EMA with warm-up: decay min(d, k / (k + 10)) at update k."""
+        k = self.optimizer_step - 1
+        decay = min(self.hparams.ema_decay, k / (k + 10))
+        torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Averages, schedules, logs."""

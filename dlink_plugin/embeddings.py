@@ -156,7 +156,7 @@ def embed_corpus(
         Clips in one file.
     num_workers : int, optional
         Processes that decode audio and compute features while the model runs; None for
-        one on each core but one, eight at most.
+        one on each core, eight at most.
     strict : bool
         Whether an unusable file is an error instead of being skipped.
     rebuild : bool
@@ -372,17 +372,16 @@ class _Features(Dataset):
             return error
 
 
-def _spare_cores() -> int:
+def _cores() -> int:
     """Of this process, where several share the machine under torchrun."""
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    here = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(8, max(1, here - 1))
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
 
 def _give_way(worker: int) -> None:
-    """Where cores are few, decoding ahead must not slow the encoder down."""
+    """Decoding takes what the encoder leaves of the cores they share."""
     if hasattr(os, "nice"):  # not on Windows
-        os.nice(10)
+        os.nice(19)
 
 
 def _encode(
@@ -399,7 +398,7 @@ def _encode(
         path: [clips[i : i + batch_size] for i in range(0, len(clips), batch_size)]
         for path, clips in todo.items()
     }
-    workers = _spare_cores() if num_workers is None else num_workers
+    workers = min(8, _cores()) if num_workers is None else num_workers
     loader = DataLoader(
         _Features([clip.path for clip in corpus.clips], encoder.front_end),
         batch_sampler=[batch for shard in batches.values() for batch in shard],

@@ -146,7 +146,10 @@ class FrozenEncoder(torch.nn.Module):
         """
         if not len(prepared):
             return torch.empty(0, self.dim, device=self.device)
-        rows = self._in_batches(self._embed_audio, torch.cat(list(prepared)))
+        features = torch.cat(list(prepared))
+        if self.device.type == "cuda":
+            features = features.pin_memory()
+        rows = self._in_batches(self._embed_audio, features)
         clips = rows.split([len(features) for features in prepared])
         return normalize(torch.stack([clip.mean(0) for clip in clips]), dim=-1)
 
@@ -207,7 +210,7 @@ class ClapEncoder(FrozenEncoder):
         _check_frames(clap, model.config.audio_config, extractor)
         fusion = model.config.audio_config.enable_fusion
         front_end = FrontEnd(
-            extract=functools.partial(_log_mel, extractor, fusion),
+            extract=LogMel(extractor, fusion),
             sample_rate=extractor.sampling_rate,
             window=_window(extractor),
             min_tail=round(min_tail_s * extractor.sampling_rate),
@@ -235,7 +238,8 @@ class ClapEncoder(FrozenEncoder):
     def _embed_audio(self, features: torch.Tensor) -> torch.Tensor:
         is_longer = torch.zeros(len(features), 1, dtype=torch.bool, device=self.device)
         out = self.model.get_audio_features(
-            input_features=features.to(self.device), is_longer=is_longer
+            input_features=features.to(self.device, non_blocking=True),
+            is_longer=is_longer,
         )
         return getattr(out, "pooler_output", out)  # a tensor up to transformers 4
 
@@ -306,19 +310,47 @@ def _check_frames(clap, audio, extractor: ClapFeatureExtractor) -> None:
         )
 
 
-def _log_mel(
-    extractor: ClapFeatureExtractor, fusion: bool, waveform: torch.Tensor
-) -> torch.Tensor:
-    # "fusion" stands for the four equal channels that a fusion model takes of a
-    # short clip; no crop is drawn, because a window is never too long.
-    features = extractor(
-        waveform.numpy(),
-        truncation="fusion" if fusion else "rand_trunc",
-        max_length=_window(extractor),
-        sampling_rate=extractor.sampling_rate,
-        return_tensors="pt",
-    )
-    return features["input_features"][0]
+class LogMel:
+    """Log-mel spectrogram of one window, as CLAP takes it.
+
+    The numbers of ``ClapFeatureExtractor`` in a third of its time: ``torch.stft`` in
+    single precision on the extractor's own filters and padding. Without its random
+    crop, because a window is never too long.
+
+    Arguments
+    ---------
+    extractor : ClapFeatureExtractor
+        Of the model.
+    fusion : bool
+        Whether the model takes four channels, which for a short clip are equal.
+    """
+
+    def __init__(self, extractor: ClapFeatureExtractor, fusion: bool):
+        filters = extractor.mel_filters if fusion else extractor.mel_filters_slaney
+        self.filters = torch.from_numpy(filters.T.copy()).float()
+        self.hop, self.padding = extractor.hop_length, extractor.padding
+        self.hann = torch.hann_window(extractor.fft_window_size)
+        self.window, self.channels = _window(extractor), 4 if fusion else 1
+
+    def __call__(self, waveform: torch.Tensor) -> torch.Tensor:
+        """A window of up to the model's samples (T,) to (channels, frames, bands)."""
+        waveform = _fill(waveform, self.window, self.padding)
+        spectrum = torch.stft(
+            waveform, len(self.hann), self.hop, window=self.hann, return_complex=True
+        )
+        power = torch.view_as_real(spectrum).square().sum(-1)
+        decibels = 10 * (self.filters @ power).clamp(min=1e-10).log10()
+        return decibels.T.expand(self.channels, -1, -1)
+
+
+def _fill(waveform: torch.Tensor, length: int, padding: str) -> torch.Tensor:
+    """Whole copies and zeros, copies alone, or zeros alone up to the length."""
+    copies = {
+        "repeatpad": length // len(waveform),
+        "repeat": -(-length // len(waveform)),
+    }
+    waveform = waveform.repeat(copies.get(padding, 1))[:length]
+    return torch.nn.functional.pad(waveform, (0, length - len(waveform)))
 
 
 class LaionClapEncoder(FrozenEncoder):
@@ -365,7 +397,7 @@ class LaionClapEncoder(FrozenEncoder):
     ):
         model = _load_laion_clap(checkpoint, amodel, enable_fusion)
         front_end = FrontEnd(
-            extract=functools.partial(_repeat_pad, self.WINDOW),
+            extract=functools.partial(_as_16_bit, self.WINDOW),
             sample_rate=self.SAMPLE_RATE,
             window=self.WINDOW,
             min_tail=round(min_tail_s * self.SAMPLE_RATE),
@@ -409,10 +441,9 @@ def _load_laion_clap(checkpoint: str | Path, amodel: str, enable_fusion: bool):
     return model
 
 
-def _repeat_pad(length: int, waveform: torch.Tensor) -> torch.Tensor:
-    # As laion_clap fills short clips. Its models were trained on 16-bit samples.
-    waveform = waveform.repeat(length // len(waveform))
-    waveform = torch.nn.functional.pad(waveform, (0, length - len(waveform)))
+def _as_16_bit(length: int, waveform: torch.Tensor) -> torch.Tensor:
+    # laion_clap's models were trained on 16-bit samples.
+    waveform = _fill(waveform, length, "repeatpad")
     return (waveform.clamp(-1, 1) * 32767).to(torch.int16).float() / 32767
 
 

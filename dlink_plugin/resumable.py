@@ -81,7 +81,7 @@ class ResumableBrain(sb.Brain):
             run_opts,
             AtomicCheckpointer(self.folder / "save", recoverables),
         )
-        self.writer, self.share = None, Share.here()
+        self.writer, self.share, self.unseen = None, Share.here(), []
 
     def make_dataloader(self, dataset, stage, ckpt_prefix="dataloader-", **kwargs):
         """Batches of distinct clips, the global batch shared out over the ranks."""
@@ -131,14 +131,43 @@ class ResumableBrain(sb.Brain):
             self.writer.close()
 
     def on_stage_start(self, stage, epoch=None):
-        """Remembers the epoch."""
-        self.epoch = epoch
+        """Remembers stage and epoch."""
+        self.stage, self.epoch = stage, epoch
 
     def on_fit_batch_start(self, batch, should_step):
         """Seeds the batch's noise, alike in all processes, and dropout, in each."""
         numbers = self.hparams.seed, self.epoch, self.step
         self.generator = seeded(*numbers, 0, device=self.device)
         torch.manual_seed(seeded(*numbers, self.share.rank).initial_seed())
+
+    def fit_batch(self, batch):
+        """SpeechBrain's, but that nobody looks at the loss.
+
+        To look waits for the device; ``update_average`` does so now and then.
+        """
+        should_step = self.step % self.grad_accumulation_factor == 0
+        self.on_fit_batch_start(batch, should_step)
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                terms = self.compute_forward(batch, sb.Stage.TRAIN)
+            loss = terms["loss"] / self.grad_accumulation_factor
+            self.scaler.scale(loss).backward()
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, terms, terms["loss"], should_step)
+        return terms["loss"].detach()
+
+    def update_average(self, loss, avg_loss):
+        """In training the mean of the last ``log_every`` losses, looked at together."""
+        if self.stage != sb.Stage.TRAIN:
+            return super().update_average(loss, avg_loss)
+        self.unseen.append(loss)
+        if self.step % self.hparams.log_every:
+            return avg_loss
+        mean = torch.stack(self.unseen).mean()
+        self.unseen.clear()
+        self.check_loss_isfinite(mean)
+        return float(mean)
 
     def compute_objectives(self, predictions, batch, stage):
         """The total of the loss terms."""

@@ -44,7 +44,7 @@ def make_clap(tmp_path_factory):
         folder = tmp_path_factory.mktemp("clap")
         torch.manual_seed(seed)
         _tiny_clap(projection_dim, fusion).save_pretrained(folder)
-        _extractor().save_pretrained(folder)
+        make_extractor().save_pretrained(folder)
         _tokenizer().save_pretrained(folder)
         return folder
 
@@ -125,7 +125,7 @@ def _tiny_clap(projection_dim, fusion):
     return model
 
 
-def _extractor():
+def make_extractor(**changes):
     from transformers import ClapFeatureExtractor
 
     return ClapFeatureExtractor(
@@ -136,6 +136,7 @@ def _extractor():
         fft_window_size=512,
         frequency_max=8000,
         truncation="rand_trunc",
+        **changes,
     )
 
 

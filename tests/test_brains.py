@@ -9,6 +9,7 @@ from speechbrain import RunOptions
 from speechbrain.utils.train_logger import FileTrainLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn.functional import normalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dlink_plugin.brains import (
     BridgeBrain,
@@ -173,6 +174,7 @@ def test_the_average_follows_the_warmed_up_decay(hparams, train, valid, tmp_path
     for k in range(40):
         with torch.no_grad():
             weight.fill_(float(k))
+        brain.optimizer_step = k + 1
         brain.ema.update_parameters(brain.bridge)
         decay = min(0.99, k / (k + 10))
         expected = k if expected is None else decay * expected + (1 - decay) * k
@@ -285,7 +287,37 @@ def test_an_interrupted_decoder_ends_like_an_uninterrupted_one(
     assert_same_curves(tmp_path / "whole", tmp_path / "killed")
 
 
-# SpeechBrain's options for speed
+# Speed
+
+
+class Looks(TorchDispatchMode):
+    """Counts how often Python asks for the value of a loss or a gradient."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        asked = function is torch.ops.aten._local_scalar_dense.default
+        self.count += asked and args[0].is_floating_point()
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("log_every", "looks"), [(4, 3), (1, 18)])
+def test_steps_between_two_looks_do_not_wait_for_the_device(
+    hparams, train, tmp_path, log_every, looks
+):
+    """Six steps in each of three epochs. SGD: Adam keeps its count on the CPU."""
+    hparams |= {"opt_class": partial(torch.optim.SGD, lr=0.1), "log_every": log_every}
+    brain = BridgeBrain(DiffusionLink(8), hparams, OPTIONS, tmp_path)
+    with Looks() as counted:
+        brain.fit(brain.epoch_counter, train)
+    assert counted.count == looks
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(hparams, train, tmp_path):
+    hparams["opt_class"] = partial(torch.optim.SGD, lr=math.inf)
+    brain = BridgeBrain(DiffusionLink(8), hparams, OPTIONS, tmp_path)
+    with pytest.raises(ValueError, match="Loss is not finite"):
+        brain.fit(brain.epoch_counter, train)
 
 
 @pytest.mark.parametrize(

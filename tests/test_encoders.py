@@ -13,10 +13,11 @@ from transformers import ClapModel
 from dlink_plugin.encoders import (
     ClapEncoder,
     LaionClapEncoder,
+    LogMel,
     load_encoder,
 )
 
-from .conftest import SENTENCES
+from .conftest import SENTENCES, make_extractor
 
 RATE = 16000  # of the tiny CLAP, whose window is 2 s
 
@@ -109,6 +110,20 @@ def test_a_fusion_model_is_deterministic_too(make_clap, clips):
     assert torch.equal(once, encoder.encode_audio(clips))
     alone = torch.cat([encoder.encode_audio([clip]) for clip in clips])
     torch.testing.assert_close(once, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("padding", ["repeatpad", "repeat", "pad"])
+@pytest.mark.parametrize("fusion", [False, True])
+def test_features_are_those_of_transformers(clips, fusion, padding):
+    extractor = make_extractor(padding=padding)
+    ours = LogMel(extractor, fusion)
+    truncation = "fusion" if fusion else "rand_trunc"
+    for clip in (*clips[:2], clips[0][:700]):
+        theirs = extractor(
+            clip.numpy(), truncation, max_length=32000, sampling_rate=RATE
+        )["input_features"][0]
+        expected = torch.as_tensor(np.asarray(theirs))
+        torch.testing.assert_close(ours(clip), expected, atol=0.01, rtol=0)
 
 
 def test_the_front_end_travels_without_the_model(tiny_clap, clips):
