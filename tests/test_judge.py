@@ -154,6 +154,31 @@ def test_tuning_sets_what_the_rule_chooses(bridge, valid):
     assert (config["start_step"], config["steps"]) == (bridge.start_step, bridge.steps)
 
 
+class Steps(DiffusionLink):
+    """Moves audio as near to its text as its number of steps is worth."""
+
+    def __init__(self, dim, worth, text, t_max=100, start_step=50, steps=9):
+        super().__init__(dim, t_max=t_max, start_step=start_step, steps=steps)
+        self.worth, self.text = worth, text
+
+    def forward(self, audio, generator=None):
+        return normalize(audio + self.worth[self.steps] * self.text, dim=1)
+
+
+@pytest.mark.parametrize(
+    ("worth", "steps"),
+    [
+        ({2: 0.5, 3: 1.0, 5: 1 + 0.1 * unit(1, 40).T}, 3),  # to some clips' good
+        ({2: 1.0, 3: 1.0, 5: 1.0}, 2),
+        ({2: 0.2, 3: 0.5, 5: 1.0}, 5),
+    ],
+)
+def test_more_steps_have_to_be_worth_it(valid, worth, steps):
+    bridge = Steps(16, worth, valid.text)
+    tune(bridge, valid, [50], [5, 3, 2], keep_recall=0.0, seed=0)
+    assert bridge.steps == steps
+
+
 @pytest.mark.parametrize("starts, counts", [([0, 49], [2]), ([50, 300], [1])])
 def test_only_diffusion_can_be_chosen(bridge, valid, starts, counts):
     with pytest.raises(ValueError, match="start_steps of 50 or more"):
