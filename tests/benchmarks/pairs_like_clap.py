@@ -36,6 +36,7 @@ def draw(statistics, rows, dim, generator) -> tuple[torch.Tensor, torch.Tensor]:
 
 def write(folder: Path, statistics, rows: int, dim: int, seed: int = 0) -> list[Path]:
     """audio.npy and text.npy, drawn and written a block at a time."""
+    folder.mkdir(exist_ok=True)
     generator = torch.Generator().manual_seed(seed)
     files = [folder / "audio.npy", folder / "text.npy"]
     options = {"mode": "w+", "dtype": np.float32, "shape": (rows, dim)}
