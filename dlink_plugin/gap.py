@@ -444,7 +444,9 @@ def linear_separability(audio: np.ndarray, text: np.ndarray, seed: int = 0) -> f
     # As exact as float32 knows them: rounding errors must not tell equals apart.
     pairs = np.round(pairs, 6)
     with threadpool_limits(1):  # the folds share out the cores
-        return _accuracy(pairs, _FOLDS, choose=_best_inverse_penalty, threads=_FOLDS)
+        return _accuracy(
+            pairs, folds=_FOLDS, choose=_best_inverse_penalty, threads=_FOLDS
+        )
 
 
 def _accuracy(
