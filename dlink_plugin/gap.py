@@ -11,6 +11,7 @@ One Trigger" (ICLR 2025); Dowson and Landau (1982) for the Frechet distance.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -50,7 +51,6 @@ HIGHER_IS_BETTER = {"paired_cosine", *(k for k in CRITERIA if k.startswith("reca
 # Cosines of float32 embeddings are known to about 1e-7: closer than this is a tie.
 _TIE = 1e-6
 _SEPARABILITY_CLIPS = 2000
-_FOLDS = 5
 _INVERSE_PENALTIES = (1e-4, 1e-2, 1.0)  # strongest first: it wins a tie
 
 
@@ -440,12 +440,12 @@ def linear_separability(audio: np.ndarray, text: np.ndarray, seed: int = 0) -> f
     """
     order = np.random.default_rng(seed).permutation(len(audio))[:_SEPARABILITY_CLIPS]
     # x sqrt(d): coordinates of mean square 1, so that one grid of C suits every d.
-    pairs = np.stack([audio, text], axis=1)[order] * np.sqrt(audio.shape[1])
+    pairs = np.stack([audio[order], text[order]], axis=1) * np.sqrt(audio.shape[1])
     # As exact as float32 knows them: rounding errors must not tell equals apart.
-    pairs = np.round(pairs, 6)
+    pairs = np.round(pairs, 6).astype(np.float32)
     with threadpool_limits(1):  # the folds share out the cores
         return _accuracy(
-            pairs, folds=_FOLDS, choose=_best_inverse_penalty, threads=_FOLDS
+            pairs, folds=5, choose=_best_inverse_penalty, threads=os.cpu_count()
         )
 
 
@@ -496,14 +496,19 @@ def _labeled(pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _unit_rows(**named: torch.Tensor | np.ndarray) -> list[np.ndarray]:
     """The named embeddings in float64, checked and L2-normalized, in their order."""
     arrays = {name: _checked(name, rows) for name, rows in named.items()}
-    (first, reference), *others = arrays.items()
-    for name, rows in others:
-        if rows.shape != reference.shape:
+    shapes = {name: rows.shape for name, rows in arrays.items()}
+    first, *others = shapes
+    for name in others:
+        if shapes[name] != shapes[first]:
             raise ValueError(
-                f"{first} has shape {reference.shape} but {name} {rows.shape}; row i "
+                f"{first} has shape {shapes[first]} but {name} {shapes[name]}; row i "
                 "of each must be the same clip, so pass arrays of one shape."
             )
-    return [x / np.linalg.norm(x, axis=1, keepdims=True) for x in arrays.values()]
+    return [_unit(arrays.pop(name)) for name in named]  # never two copies of all
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _checked(name: str, rows: torch.Tensor | np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ from .pairs_like_clap import LAION_CLAP, MS_CLAP, write
 from .timing import spread
 from .training import make_brain
 
-DIM, BATCH, WARM_UP, STEPS = 512, 128, 20, 150
+DIM, BATCH, WARM_UP, STEPS, ALL_STEPS = 512, 128, 20, 300, 100_000
 
 
 class Enough(Exception):
@@ -46,7 +46,9 @@ def steps_per_second(folder: str, rows: int) -> float:
     audio, text = (MappedRows(f"{folder}/{side}.npy") for side in ("audio", "text"))
     pairs = Pairs(audio, text, torch.arange(rows))
     with tempfile.TemporaryDirectory() as output:
-        brain = make_brain(pairs, Path(output), TimedBrain, batch_size=BATCH)
+        # As many steps in all whatever the number of pairs: one learning-rate schedule.
+        passes = {"passes_per_epoch": ALL_STEPS * BATCH // rows}
+        brain = make_brain(pairs, Path(output), TimedBrain, batch_size=BATCH, **passes)
         try:
             brain.fit(brain.epoch_counter, pairs)
         except Enough:
