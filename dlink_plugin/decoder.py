@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from .bridges.sealed import check_shapes, seal, told_as_oserror, unseal, verify, whole
 from .bridges.share import WHOLE, Share
 
 __all__ = ["PrefixDecoder"]
@@ -349,15 +350,20 @@ class PrefixDecoder(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / _CONFIG).unlink(missing_ok=True)  # comes last: it says all is there
+        unseal(folder)
         config = {"format": FORMAT, **self.config}
         if self.lm_training in ("scratch", "full"):
             config |= {"lm": _LM}
-            self.tokenizer.save_pretrained(folder / _LM)
-            self.lm.config.save_pretrained(folder / _LM)
+            with told_as_oserror(folder / _LM):
+                self.tokenizer.save_pretrained(folder / _LM)
+                self.lm.config.save_pretrained(folder / _LM)
         state = {k: v.cpu().contiguous() for k, v in self.learned_state().items()}
-        save_file(state, folder / _WEIGHTS, {"format": "pt"})
-        text = json.dumps(config, indent=2) + "\n"
-        (folder / _CONFIG).write_text(text, encoding="utf-8")
+        with whole(folder / _WEIGHTS) as draft:
+            save_file(state, draft, {"format": "pt"})
+        with whole(folder / _CONFIG) as draft:
+            draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        seal(folder, _CONFIG, _WEIGHTS, *([_LM] if config["lm"] == _LM else []))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> PrefixDecoder:
@@ -385,15 +391,22 @@ class PrefixDecoder(nn.Module):
         lm_training = config["lm_training"]
         if lm_training in ("scratch", "full"):  # its weights come with the rest
             config |= {"lm": str(folder / _LM), "lm_training": "scratch"}
-        decoder = cls(**config)
-        decoder.lm_training = decoder.config["lm_training"] = lm_training
+        verify(folder)
         try:
-            decoder.load_trained_state(load_file(folder / _WEIGHTS))
-        except (OSError, SafetensorError) as error:
+            if config["lm_training"] == "scratch":
+                # Built without memory first: it may ask for more than there is.
+                with torch.device("meta"):
+                    shell = cls(**config).learned_state()
+                check_shapes(shell, folder / _WEIGHTS)
+            state = load_file(folder / _WEIGHTS)
+        except (FileNotFoundError, SafetensorError, ValueError) as error:
             raise ValueError(
-                f"{folder / _WEIGHTS} cannot be read; export the decoder again "
-                f"({error})."
+                f"{folder / _WEIGHTS} cannot be read as the decoder that its "
+                f"config.json describes; export it again ({error})."
             ) from error
+        decoder = cls(**config)
+        decoder.load_trained_state(state)
+        decoder.lm_training = decoder.config["lm_training"] = lm_training
         return decoder.eval()
 
 
