@@ -141,6 +141,7 @@ def alone(folder: str | Path) -> Iterator[None]:
         _remove_drafts(Path(folder))
         yield
     finally:
+        _remove_drafts(Path(folder))
         lock.release()
 
 

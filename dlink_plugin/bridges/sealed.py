@@ -43,7 +43,8 @@ def told_as_oserror(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or str(error).strip()
+        reason = reason.splitlines()[-1]  # those of a DataLoader's workers are long
         raise OSError(
             f"{path} cannot be written ({reason}); make room or give another folder. "
             "What was there before is as it was."
