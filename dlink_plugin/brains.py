@@ -243,8 +243,9 @@ class DecoderBrain(ResumableBrain):
     def compute_forward(self, batch, stage):
         """The loss of a batch, its embeddings through what the task puts there."""
         embeddings, captions = batch
-        generator, share = self.generator, self.share
-        if stage != sb.Stage.TRAIN:
+        if stage == sb.Stage.TRAIN:
+            generator, share = self.generator, self.share
+        else:
             generator = seeded(self.hparams.seed, self.step, device=self.device)
             share = Share()
         with torch.no_grad():

@@ -100,6 +100,18 @@ def interrupt_after(monkeypatch, steps):
     monkeypatch.setattr(ResumableBrain, "on_fit_batch_start", stop)
 
 
+def interrupt_validation(monkeypatch, step):
+    """Stop in the first validation, after the last step of an epoch was saved."""
+    original = ResumableBrain.evaluate_batch
+
+    def stop(self, batch, stage):
+        if self.optimizer_step == step:
+            raise Interrupted
+        return original(self, batch, stage)
+
+    monkeypatch.setattr(ResumableBrain, "evaluate_batch", stop)
+
+
 def assert_same_curves(whole, resumed):
     before, after = scalars(whole), scalars(resumed)
     assert before.keys() == after.keys()
@@ -108,14 +120,20 @@ def assert_same_curves(whole, resumed):
         assert [v for _, v in after[tag]] == pytest.approx([v for _, v in points]), tag
 
 
-@pytest.mark.parametrize("steps", [3, 6, 11])
+MOMENTS = pytest.mark.parametrize(
+    ("interrupt", "steps"),
+    [(interrupt_after, s) for s in (3, 6, 11)] + [(interrupt_validation, 6)],
+)
+
+
+@MOMENTS
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(
-    hparams, train, valid, tmp_path, monkeypatch, steps
+    hparams, train, valid, tmp_path, monkeypatch, interrupt, steps
 ):
     """At 3 in mid-epoch, at 6 right after an epoch, at 11 late in the second one."""
     whole = run(hparams, train, valid, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        interrupt_after(patch, steps)
+        interrupt(patch, steps)
         run(hparams, train, valid, tmp_path / "killed")
     resumed = run(hparams, train, valid, tmp_path / "killed")
     assert resumed.optimizer_step == whole.optimizer_step == 18
@@ -269,13 +287,13 @@ def learn(hparams, task, folder):
     return train_decoder(hparams, OPTIONS, folder, task)
 
 
-@pytest.mark.parametrize("steps", [3, 6, 13])
+@MOMENTS
 def test_an_interrupted_decoder_ends_like_an_uninterrupted_one(
-    decoder_hparams, task, tmp_path, monkeypatch, steps
+    decoder_hparams, task, tmp_path, monkeypatch, interrupt, steps
 ):
     whole = learn(decoder_hparams, task, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
-        interrupt_after(patch, steps)
+        interrupt(patch, steps)
         learn(decoder_hparams, task, tmp_path / "killed")
     resumed = learn(decoder_hparams, task, tmp_path / "killed")
     assert resumed.optimizer_step == whole.optimizer_step == 18
