@@ -27,6 +27,7 @@ SHORT = {
 TRAIN = ("recipes/AudioCaps/train.py", "hparams/bridge.yaml")
 CAPTION = ("recipes/AudioCaps/caption.py", "hparams/zero_shot.yaml")
 TOLERANCE = 1e-5
+ALONE = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 class Job:
@@ -38,21 +39,29 @@ class Job:
         places = {key: self.folder / name for key, name in places.items()}
         self.options = {**SHORT, **places, **options}
 
+    def command(self, order=None):
+        """What a shell would be given; the order is the assassin's."""
+        order = order or {"event": 0, "watched": f"{self.folder}/"}
+        command = [sys.executable, "-m", "tests.reliability.assassin"]
+        command += [json.dumps(order), *self.recipe, "--noprogressbar"]
+        for key, value in self.options.items():
+            command += [f"--{key}", str(value)]
+        return command
+
     def start(self, event=0, delay=0.0, signal=signal.SIGKILL, half=False):
         """Run it to its end or its death; the exit status and what happened."""
         trace = self.folder.with_suffix(".trace")
         trace.unlink(missing_ok=True)
         order = {"event": event, "delay": delay, "signal": signal, "half": half}
         order |= {"trace": str(trace), "watched": f"{self.folder}/"}
-        command = [sys.executable, "-m", "tests.reliability.assassin"]
-        command += [json.dumps(order), *self.recipe, "--noprogressbar"]
-        for key, value in self.options.items():
-            command += [f"--{key}", str(value)]
-        one_thread = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(
-            command, cwd=ROOT, env={**os.environ, **one_thread}, capture_output=True,
-            text=True, timeout=600,
-        )  # fmt: skip
+            self.command(order),
+            cwd=ROOT,
+            env=ALONE,
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
         told = json.loads(trace.read_text()) if trace.is_file() else {}
         if done.returncode > 0:
             raise AssertionError(f"{self.recipe[0]} failed:\n{done.stderr[-3000:]}")
