@@ -219,7 +219,9 @@ def test_info_says_what_a_folder_is(dlink, model):
         (None, "nothing is saved in"),
         ("{", "not JSON"),
         ("[]", "not a JSON object"),
+        ("[" * 100_000, "not JSON"),
         ("{}", "describes no bridge"),
+        ('{"kind": "captioner"}', "nothing is saved in"),
     ],
 )
 def test_info_on_something_else_is_one_sentence(dlink, tmp_path, content, sentence):
@@ -227,6 +229,22 @@ def test_info_on_something_else_is_one_sentence(dlink, tmp_path, content, senten
         (tmp_path / "config.json").write_text(content)
     code, _, err = dlink("info", tmp_path)
     assert code == 1 and sentence in err
+
+
+def test_info_is_not_led_in_circles(dlink, tmp_path):
+    (tmp_path / "config.json").write_text('{"kind": "captioner"}')
+    for part in ("bridge", "decoder"):
+        (tmp_path / part).symlink_to(tmp_path)
+    code, _, err = dlink("info", tmp_path)
+    assert code == 1 and "describes no bridge" in err
+
+
+def test_info_shows_what_a_terminal_would_obey(dlink, tmp_path):
+    hostile = {"bridge": "x", "dim": 3, "needs": "nothing", "a": "\x1b[2J"}
+    (tmp_path / "config.json").write_text(json.dumps(hostile))
+    code, out, _ = dlink("info", tmp_path)
+    assert code == 0 and "\x1b" not in out and '"\\u001b[2J"' in out
+    assert "audio embeddings of 3 numbers" in out and "nothing" not in out
 
 
 def test_help_imports_nothing_heavy():
