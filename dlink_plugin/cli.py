@@ -146,12 +146,18 @@ def load_captioner(model: str | None) -> Captioner:
 
 
 def _write_csv(results: Sequence[Result]) -> None:
+    """To standard output; text that a spreadsheet would compute gets an apostrophe."""
+    from .scoring import safe_cell
+
     heads = ["file", "caption", "alternatives", "similarity", "raw_caption", "error"]
     rows = csv.DictWriter(sys.stdout, heads)
     rows.writeheader()
     for result in results:
         row = result.as_dict()
-        rows.writerow({**row, "alternatives": " | ".join(row["alternatives"])})
+        row["alternatives"] = " | ".join(row["alternatives"])
+        rows.writerow(
+            {k: safe_cell(v) if isinstance(v, str) else v for k, v in row.items()}
+        )
 
 
 def _show(results: Sequence[Result]) -> None:

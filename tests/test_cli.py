@@ -12,7 +12,7 @@ import torch
 
 from dlink_plugin import cli
 from dlink_plugin.bridges import DiffusionLink, MeanShift
-from dlink_plugin.captioner import Captioner
+from dlink_plugin.captioner import Captioner, Result
 from dlink_plugin.gap import modality_gap
 from dlink_plugin.judge import cross
 
@@ -107,6 +107,18 @@ def test_csv_can_be_read_back(dlink, model, sounds):
     assert code == 0 and row["file"].endswith("b.wav")
     assert row["raw_caption"] != "" or row["caption"] != ""
     assert -1 <= float(row["similarity"]) <= 1
+
+
+def test_csv_holds_no_formula(capsys):
+    texts = ("=cmd|' /C calc'!A0", "@SUM(A1)", "+1+1", "-2+3", "\t=1", "\r=1")
+    for text in texts:
+        result = Result(text, text, (text, text), -0.25, text, text)
+        cli._write_csv([result])
+        (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out, newline=""))
+        assert row.pop("similarity") == "-0.25"
+        alternatives = row.pop("alternatives")
+        assert alternatives == f"'{text} | {text}"
+        assert set(row.values()) == {f"'{text}"}
 
 
 def test_the_table_shows_captions_and_errors(dlink, model, sounds):
