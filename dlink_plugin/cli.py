@@ -341,15 +341,18 @@ def demo(
     model: Model = None,
     port: Annotated[int, typer.Option(help="Of the page, on this machine.")] = 7860,
 ) -> None:
-    """Show a page: drop or record a sound, read its captions, see where it moved."""
+    """Show a page: drop or record a sound, read its captions, see where it moved.
+
+    Sounds of up to ten minutes and 200 MB; only this machine sees the page.
+    """
     captioner = load_captioner(model)
     try:
-        from .demo import build_page
+        from .demo import serve
     except ModuleNotFoundError as error:
         raise ImportError(
             f"The page needs {error.name}; run: pip install 'dlink-plugin[demo]'."
         ) from error
-    build_page(captioner).launch(server_name="127.0.0.1", server_port=port, share=False)
+    serve(captioner, port)
 
 
 def main() -> None:
