@@ -166,7 +166,7 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         ---------
         sounds : sequence
             Paths of whatever libsndfile reads, or pairs of samples and their rate in
-            hertz: (T,) or (T, channels). Any rate, any length.
+            hertz: (T,) or (T, channels). Any rate, up to ``audio.LONGEST`` samples.
         alternatives : int
             How many other captions to write, at most.
         draws : int

@@ -72,7 +72,9 @@ def build_page(captioner: Captioner) -> gr.Blocks:
     texts = captioner.encoder.encode_text(captioner.texts).cpu()
 
     def listen(path: str | None):
-        if path is None:
+        # Gradio checks it too, but not all of its releases check every kind of call.
+        kept = Path(sound.GRADIO_CACHE).resolve()
+        if path is None or not Path(path).resolve().is_relative_to(kept):
             raise gr.Error("Drop a sound or record one first.")
         rate = captioner.encoder.sample_rate
         try:

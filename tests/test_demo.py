@@ -143,6 +143,7 @@ def send(page, path):
 def ask(page, **sound):
     """What the endpoint of the button answers: "complete" or "error", and the rest."""
     sound = {"meta": {"_type": "gradio.FileData"}, **sound}
+    sound = {key: value for key, value in sound.items() if value is not None}
     call = json.dumps({"data": [sound]}).encode()
     address = f"{page}/gradio_api/call/caption"
     started = get(address, call, **{"Content-Type": "application/json"})
