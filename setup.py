@@ -20,6 +20,7 @@ INSTALL_REQUIRES = [
     "aac-metrics>=0.5.5,<0.6",  # 0.6 needs a yanked pythonwrench
     "peft>=0.17",
     "safetensors>=0.4",
+    "filelock>=3.12,<5",  # with huggingface_hub; 5 is not written yet
     "soundfile>=0.13.1",
     "soxr>=0.5",
     "scikit-learn>=1.4",

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from .audio import BadAudio, from_array, load_audio
 from .bridges import Bridge, Identity
+from .bridges.sealed import SUMS, seal, told_as_oserror, unseal, verify, whole
 from .choosing import Chooser, caption_draws
 from .decoder import PrefixDecoder
 from .encoders import ClapEncoder, FrozenEncoder, load_encoder
@@ -47,7 +48,7 @@ _SETTINGS = {
     "length_penalty": (float, -100, 100),
     "no_repeat_ngram_size": (int, 0, 100),
 }
-_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
+_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md", f"*{SUMS}"]
 
 Sound = str | Path | tuple[np.ndarray | Tensor, int]
 
@@ -291,12 +292,14 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         return Result(file, caption, best, similarity[0], raw)
 
     def _save_pretrained(self, save_directory: Path) -> None:
+        unseal(save_directory)
         clap = self.clap
         size = sum(each.numel() for each in self.encoder.parameters())
         if Path(clap).exists() and isinstance(self.encoder, ClapEncoder):
             clap = str(Path(clap).resolve())
             if size <= _SMALL:
-                self.encoder.save_pretrained(save_directory / _CLAP)
+                with told_as_oserror(save_directory / _CLAP):
+                    self.encoder.save_pretrained(save_directory / _CLAP)
                 clap = _CLAP
         self.bridge.save_pretrained(save_directory / "bridge")
         self.decoder.save_pretrained(save_directory / "decoder")
@@ -308,9 +311,11 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
             "about": self.about,
             "texts": self.texts,
         }
-        text = json.dumps(config, indent=2) + "\n"
-        (save_directory / _CONFIG).write_text(text, encoding="utf-8")
-        (save_directory / _CARD).write_text(_card(config, self), encoding="utf-8")
+        with whole(save_directory / _CARD) as draft:
+            draft.write_text(_card(config, self), encoding="utf-8")
+        with whole(save_directory / _CONFIG) as draft:
+            draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        seal(save_directory, _CONFIG, *([_CLAP] if clap == _CLAP else []))
 
     @classmethod
     def from_pretrained(
@@ -341,6 +346,7 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         """
         folder = _find(folder_or_hub_id, hub_options)
         config = _read_config(folder / _CONFIG)
+        verify(folder)
         name = clap or config["clap"]
         name = str(folder / _CLAP) if name == _CLAP else name
         encoder = load_encoder(name)

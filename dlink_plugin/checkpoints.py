@@ -9,6 +9,8 @@ import dlink_plugin.compat  # noqa: F401
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
+from .bridges.sealed import told_as_oserror
+
 __all__ = ["AtomicCheckpointer"]
 
 _DRAFTS = ".drafts"
@@ -45,7 +47,10 @@ class AtomicCheckpointer(Checkpointer):
         self.checkpoints_dir = final / _DRAFTS
         try:
             name = path.name.removeprefix("CKPT+")
-            saved = super().save_checkpoint(meta or {}, end_of_epoch, name, **options)
+            with told_as_oserror(path):
+                saved = super().save_checkpoint(
+                    meta or {}, end_of_epoch, name, **options
+                )
         finally:
             self.checkpoints_dir = final
         if saved is not None:  # the main process

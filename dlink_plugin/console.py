@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import dlink_plugin.compat  # noqa: F401
 import speechbrain as sb
 import yaml
 from hyperpyyaml import load_hyperpyyaml
+from torch import distributed
 
 from .errors import plain_errors
 
@@ -20,6 +22,9 @@ __all__ = ["load_hparams", "load_recipe", "plain_errors"]
 
 def load_recipe(argv: list[str]) -> tuple[str, sb.RunOptions, str, dict]:
     """Read ``recipe.yaml --key value ...`` as SpeechBrain recipes do.
+
+    A HyperPyYAML file is a program: its tags may call anything. Run those of people you
+    trust, as you would run their scripts.
 
     Arguments
     ---------
@@ -55,7 +60,12 @@ def load_recipe(argv: list[str]) -> tuple[str, sb.RunOptions, str, dict]:
     hparams_file, run_opts, overrides = sb.parse_arguments(argv)
     sb.utils.distributed.ddp_init_group(run_opts)
     given = _keys(overrides, "the command line") if overrides else []
-    return hparams_file, run_opts, overrides, _load(hparams_file, overrides, given)
+    hparams = _load(hparams_file, overrides, given)
+    if distributed.is_initialized():
+        # SpeechBrain would have the others wait two hours for a process that is lost.
+        patience = timedelta(seconds=hparams["distributed_timeout"])
+        distributed.distributed_c10d._set_pg_timeout(patience)
+    return hparams_file, run_opts, overrides, hparams
 
 
 def load_hparams(hparams_file: str | Path, changes: Mapping) -> dict:

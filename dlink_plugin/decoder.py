@@ -29,6 +29,7 @@ from transformers import (
 )
 from transformers.pytorch_utils import Conv1D
 
+from .bridges.sealed import check_shapes, seal, told_as_oserror, unseal, verify, whole
 from .bridges.share import WHOLE, Share
 from .reading import read_json
 
@@ -395,15 +396,20 @@ class PrefixDecoder(nn.Module):
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / _CONFIG).unlink(missing_ok=True)  # comes last: it says all is there
+        unseal(folder)
         config = {"format": FORMAT, **self.config}
         if self.lm_training in ("scratch", "full"):
             config |= {"lm": _LM}
-            self.tokenizer.save_pretrained(folder / _LM)
-            self.lm.config.save_pretrained(folder / _LM)
+            with told_as_oserror(folder / _LM):
+                self.tokenizer.save_pretrained(folder / _LM)
+                self.lm.config.save_pretrained(folder / _LM)
         state = {k: v.cpu().contiguous() for k, v in self.learned_state().items()}
-        save_file(state, folder / _WEIGHTS, {"format": "pt"})
-        text = json.dumps(config, indent=2) + "\n"
-        (folder / _CONFIG).write_text(text, encoding="utf-8")
+        with whole(folder / _WEIGHTS) as draft:
+            save_file(state, draft, {"format": "pt"})
+        with whole(folder / _CONFIG) as draft:
+            draft.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        seal(folder, _CONFIG, _WEIGHTS, *([_LM] if config["lm"] == _LM else []))
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> PrefixDecoder:
@@ -431,15 +437,22 @@ class PrefixDecoder(nn.Module):
         lm_training = config["lm_training"]
         if lm_training in ("scratch", "full"):  # its weights come with the rest
             config |= {"lm": str(folder / _LM), "lm_training": "scratch"}
-        decoder = cls(**config)
-        decoder.lm_training = decoder.config["lm_training"] = lm_training
+        verify(folder)
         try:
-            decoder.load_trained_state(load_file(folder / _WEIGHTS))
-        except (OSError, SafetensorError) as error:
+            if config["lm_training"] == "scratch":
+                # Built without memory first: it may ask for more than there is.
+                with torch.device("meta"):
+                    shell = cls(**config).learned_state()
+                check_shapes(shell, folder / _WEIGHTS)
+            state = load_file(folder / _WEIGHTS)
+        except (FileNotFoundError, SafetensorError, ValueError) as error:
             raise ValueError(
-                f"{folder / _WEIGHTS} cannot be read; export the decoder again "
-                f"({error})."
+                f"{folder / _WEIGHTS} cannot be read as the decoder that its "
+                f"config.json describes; export it again ({error})."
             ) from error
+        decoder = cls(**config)
+        decoder.load_trained_state(state)
+        decoder.lm_training = decoder.config["lm_training"] = lm_training
         return decoder.eval()
 
 
@@ -584,7 +597,7 @@ def _read_config(path: Path) -> dict:
     for name, value in config.items():
         _check_bounds(path, name, value)
     if config["lm_training"] in ("scratch", "full"):
-        _check_fits(path.parent / _LM, path.parent / _WEIGHTS)
+        _check_depth(path.parent / _LM)
     return config
 
 
@@ -600,23 +613,14 @@ def _check_bounds(path: Path, name: str, value) -> None:
         )
 
 
-def _check_fits(lm: Path, weights: Path) -> None:
-    """Refuse a language model that is larger than its weights before it is built."""
-    if not weights.is_file():
-        raise ValueError(f"{weights} cannot be read; export the decoder again.")
+def _check_depth(lm: Path) -> None:
+    """Layers are made one by one, even where they take no memory."""
     try:
-        config = AutoConfig.from_pretrained(lm, trust_remote_code=False)
-        sizes = config.get_text_config()
-        layers, heads = (
-            sizes.num_hidden_layers,
-            getattr(sizes, "num_attention_heads", 1),
-        )
+        sizes = AutoConfig.from_pretrained(lm, trust_remote_code=False)
+        sizes = sizes.get_text_config()
+        layers = sizes.num_hidden_layers
+        heads = getattr(sizes, "num_attention_heads", 1)
         if layers > _LAYERS or heads < 1:
             raise ValueError(f"it has {layers} layers and {heads} heads")
-        with torch.device("meta"):  # shapes without memory
-            built = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        numbers = sum(parameter.numel() for parameter in built.parameters())
-        if 2 * numbers > weights.stat().st_size:  # no number takes less than 2 bytes
-            raise ValueError(f"its {numbers} weights are not all in {weights}")
     except Exception as error:  # a strange size fails in many ways
         raise _damaged(lm, error) from error

@@ -1,18 +1,19 @@
 """The cache of CLAP embeddings: each clip and each caption is encoded once.
 
 A folder ``<corpus>-<split>-<encoder fingerprint>`` holds shards of some hundred clips
-(safetensors) and, once all of them are there, ``index.json``, which says what they were
-made from. Every file appears under its name only when it is complete, so a run that is
-killed loses at most the shard it was working on.
+(safetensors with checksums) and, once all of them are there, ``index.json``, which says
+what they were made from. Every file appears under its name only when it is complete, so
+a run that is killed loses at most the shard it was working on; of two runs that need
+the same cache one writes it and the other waits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,16 +24,16 @@ import dlink_plugin.compat  # noqa: F401
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from speechbrain.utils.distributed import run_on_main
 from torch import distributed
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .audio import BadAudio, load_audio
+from .bridges.sealed import DRAFT, whole
 from .corpora import Clip, Corpus, load_corpus
 from .encoders import FrontEnd, FrozenEncoder
+from .files import alone, load_tensors, save_tensors
 from .mini.corpus import prepare
 from .pairs import Pairs
 
@@ -178,23 +179,13 @@ def embed_corpus(
     name = f"{corpus.name}-{corpus.split}-{encoder.fingerprint[:12]}"
     folder = Path(cache_folder).expanduser() / name
     identity = _identity(corpus, encoder)
-    if rebuild:
-        _clear(folder)
-    if not (folder / INDEX).is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        key = _digest([identity, shard_size])
-        shards = _plan(folder, len(corpus.clips), shard_size)
-        mine = list(shards.items())[_rank() :: _world()]
-        todo = {path: clips for path, clips in mine if not _is_shard(path, key)}
-        encoded = _encode(
-            corpus, encoder, todo, batch_size, num_workers, strict, progressbar
-        )
-        for path, (tensors, skipped) in zip(todo, encoded, strict=True):
-            _write_shard(path, tensors, {"key": key, "skipped": json.dumps(skipped)})
-        _barrier()
-        if _rank() == 0:
-            _write_index(folder, identity, list(shards))
-        _barrier()
+    if rebuild or not _is_there(folder / INDEX):
+        with _alone(folder):
+            if rebuild:
+                _clear(folder)
+            if not _is_there(folder / INDEX):  # nobody wrote it while this one waited
+                options = batch_size, num_workers, strict, progressbar
+                _write(folder, identity, corpus, encoder, shard_size, options)
     return _read(folder, identity, corpus, strict)
 
 
@@ -278,33 +269,37 @@ def embed_texts(
     folder = Path(cache_folder).expanduser() / "texts"
     key = f"{encoder.fingerprint[:12]}-{_digest(list(texts))[:12]}"
     path = folder / f"{key}.safetensors"
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        _encode_texts(texts, encoder, path, not progressbar or _rank() > 0)
+    if not _is_there(path):
+        with _alone(folder):
+            if not _is_there(path):
+                _encode_texts(texts, encoder, path, not progressbar or _rank() > 0)
     try:
-        return load_file(path)["text"]
-    except (OSError, SafetensorError, KeyError) as error:
+        rows = load_tensors(path)[0]["text"]
+        _check_rows(rows, len(texts), encoder.dim)
+    except (ValueError, KeyError) as error:
         raise ValueError(
             f"The embedded captions {path} cannot be read ({error}); delete the file."
         ) from error
+    return rows
 
 
 def _encode_texts(
     texts: Sequence[str], encoder: FrozenEncoder, path: Path, hidden: bool
 ) -> None:
     """Each rank writes its part of the rows; the first joins the parts."""
-    parts = [path.with_suffix(f".{rank}of{_world()}") for rank in range(_world())]
+    names = [f"{DRAFT}{path.stem}-{rank}of{_world()}" for rank in range(_world())]
+    parts = [path.with_name(name) for name in names]
     bounds = np.linspace(0, len(texts), _world() + 1).astype(int)
     mine = texts[bounds[_rank()] : bounds[_rank() + 1]]
     chunks = [mine[i : i + 1024] for i in range(0, len(mine), 1024)]
     bar = tqdm(chunks, "encoding captions", disable=hidden)
     rows = [encoder.encode_text(chunk).cpu() for chunk in bar]
     rows = torch.cat([torch.empty(0, encoder.dim), *rows])
-    _write_shard(parts[_rank()], {"text": rows}, {})
+    save_tensors(parts[_rank()], {"text": rows})
     _barrier()
     if _rank() == 0:
-        rows = torch.cat([load_file(part)["text"] for part in parts])
-        _write_shard(path, {"text": rows}, {})
+        rows = torch.cat([load_tensors(part)[0]["text"] for part in parts])
+        save_tensors(path, {"text": rows})
         for part in parts:
             part.unlink()
     _barrier()
@@ -313,7 +308,7 @@ def _encode_texts(
 def _identity(corpus: Corpus, encoder: FrozenEncoder) -> dict:
     clips = [[c.fname, c.captions, _file_size(c.path)] for c in corpus.clips]
     return {
-        "format": 1,
+        "format": 2,  # 1 had no checksums
         "corpus": corpus.name,
         "split": corpus.split,
         "dim": encoder.dim,
@@ -334,22 +329,35 @@ def _file_size(path: str) -> int:
         return -1
 
 
-def _plan(folder: Path, clips: int, shard_size: int) -> dict[Path, range]:
-    """The shard files, and which clips of the corpus each of them covers."""
-    starts = range(0, clips, shard_size)
-    return {
-        folder / f"shard-{number:05d}.safetensors": range(
-            start, min(start + shard_size, clips)
-        )
+def _write(folder, identity, corpus, encoder, shard_size: int, options) -> None:
+    """Each rank encodes its shards, but those that are there; the first lists all."""
+    key = _digest([identity, shard_size])
+    starts = range(0, len(corpus.clips), shard_size)
+    shards = {
+        _shard(folder, number): range(start, min(start + shard_size, len(corpus.clips)))
         for number, start in enumerate(starts)
     }
+    mine = list(shards.items())[_rank() :: _world()]
+    todo = {path: clips for path, clips in mine if not _is_shard(path, key)}
+    encoded = _encode(corpus, encoder, todo, *options)
+    for path, (tensors, skipped) in zip(todo, encoded, strict=True):
+        save_tensors(path, tensors, {"key": key, "skipped": json.dumps(skipped)})
+    _barrier()
+    if _rank() == 0:
+        content = {**identity, "shards": len(shards), "key": key}
+        with whole(folder / INDEX) as draft:
+            draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    _barrier()
+
+
+def _shard(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number:05d}.safetensors"
 
 
 def _is_shard(path: Path, key: str) -> bool:
     try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata().get("key") == key
-    except (OSError, SafetensorError):
+        return load_tensors(path)[1].get("key") == key
+    except ValueError:
         return False
 
 
@@ -455,57 +463,61 @@ def _stack(rows: list[tuple], dim: int) -> dict[str, torch.Tensor]:
     }
 
 
-def _write_shard(path: Path, tensors: dict, metadata: dict[str, str]) -> None:
-    draft = _draft(path)
-    save_file(tensors, draft, metadata)
-    os.replace(draft, path)
-
-
-def _write_index(folder: Path, identity: dict, shards: list[Path]) -> None:
-    skipped = []
-    for path in shards:
-        with safe_open(path, framework="pt") as file:
-            skipped += json.loads(file.metadata()["skipped"])
-    names = [path.name for path in shards]
-    content = {**identity, "shards": names, "skipped": skipped}
-    draft = _draft(folder / INDEX)
-    draft.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(draft, folder / INDEX)
-
-
-def _draft(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}.tmp")
-
-
 def _read(folder: Path, identity: dict, corpus: Corpus, strict: bool) -> Embeddings:
+    index = _read_index(folder, identity)
+    try:
+        shards = [
+            _read_shard(_shard(folder, number), index["key"])
+            for number in range(index["shards"])
+        ]
+        tensors, skipped = zip(*shards, strict=True)
+        position, audio, text = (
+            _join([shard[name] for shard in tensors])
+            for name in ("position", "audio", "text")
+        )
+        clips = tuple(corpus.clips[i] for i in position.tolist())
+        counts = torch.tensor([len(clip.captions) for clip in clips], dtype=torch.int64)
+        _check_rows(audio, len(clips), identity["dim"])
+        _check_rows(text, int(counts.sum()), identity["dim"])
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(_damaged(folder, error)) from error
+    owner = torch.repeat_interleave(torch.arange(len(clips)), counts)
+    skipped = tuple(entry for entries in skipped for entry in entries)
+    _report(folder, clips, owner, skipped, strict)
+    lost, title = corpus.rows_without_audio, corpus.title
+    return Embeddings(audio, text, owner, clips, skipped, lost, title)
+
+
+def _read_index(folder: Path, identity: dict) -> dict:
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(_damaged(folder, error)) from error
+    if not isinstance(index, dict):
+        raise ValueError(_damaged(folder, f"{INDEX} is no object"))
     for key, name in IDENTITY.items():
         if index.get(key) != identity[key]:
             raise ValueError(
                 f"The embedding cache {folder} was made with another {name}: "
                 f"{index.get(key)}, now {identity[key]}; {ADVICE}"
             )
-    try:
-        shards = [load_file(folder / name) for name in index["shards"]]
-    except (OSError, SafetensorError) as error:
-        raise ValueError(_damaged(folder, error)) from error
-    position, audio, text = (
-        _join([shard[name] for shard in shards])
-        for name in ("position", "audio", "text")
-    )
-    clips = tuple(corpus.clips[i] for i in position.tolist())
-    counts = torch.tensor([len(clip.captions) for clip in clips], dtype=torch.int64)
-    owner = torch.repeat_interleave(torch.arange(len(clips)), counts)
-    skipped = tuple(index["skipped"])
-    _report(folder, clips, owner, skipped, strict)
-    lost, title = corpus.rows_without_audio, corpus.title
-    return Embeddings(audio, text, owner, clips, skipped, lost, title)
+    return index
 
 
-def _damaged(folder: Path, error: Exception) -> str:
+def _read_shard(path: Path, key: str) -> tuple[dict[str, torch.Tensor], list[dict]]:
+    tensors, metadata = load_tensors(path)
+    if metadata["key"] != key:
+        raise ValueError(f"{path} is of another cache")
+    return tensors, json.loads(metadata["skipped"])
+
+
+def _check_rows(rows: torch.Tensor, number: int, dim: int) -> None:
+    if rows.shape != (number, dim) or rows.dtype != torch.float32:
+        found = f"{rows.dtype} {tuple(rows.shape)}"
+        raise ValueError(f"its rows are {found}, not float32 {(number, dim)}")
+
+
+def _damaged(folder: Path, error: Exception | str) -> str:
     return f"The embedding cache {folder} is damaged ({error}); {ADVICE}"
 
 
@@ -533,9 +545,27 @@ def _report(
         logger.info("%s: %s", folder.name, summary)
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """``alone`` for all ranks of this run."""
+    with alone(folder) if _rank() == 0 else contextlib.nullcontext():
+        _barrier()
+        yield
+        _barrier()
+
+
+def _is_there(path: Path) -> bool:
+    """Whether the first rank sees a file, so that all ranks do the same."""
+    seen = [path.is_file()]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(seen)
+    return seen[0]
+
+
 def _clear(folder: Path) -> None:
     if _rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+        for path in (folder / INDEX, *folder.glob("shard-*")):
+            path.unlink(missing_ok=True)
     _barrier()
 
 

@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from .audio import windows
+from .files import add_tensors
 
 MINI_CLAP = Path(__file__).parent / "mini" / "clap"
 CHECKPOINTS = (".pt", ".ckpt", ".pth")
@@ -127,9 +128,7 @@ class FrozenEncoder(torch.nn.Module):
         policy = {"window": self.front_end.window, "min_tail": self.front_end.min_tail}
         text = json.dumps([self.settings, self.sample_rate, policy], sort_keys=True)
         digest = hashlib.sha256(text.encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        add_tensors(digest, self.model.state_dict())
         return digest.hexdigest()
 
     def prepare_audio(self, waveform: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from . import figures
+from .bridges.sealed import whole
 from .embeddings import Embeddings
 from .mini.corpus import subsets
 from .reading import read_json
@@ -444,11 +445,9 @@ def write_json(path: str | Path, content: Mapping) -> None:
     content : mapping
         Plain values only.
     """
-    path = Path(path)
-    draft = path.with_name(f"{path.name}.partial")
     text = json.dumps(content, indent=2, allow_nan=False)
-    draft.write_text(text + "\n", encoding="utf-8")
-    draft.replace(path)
+    with whole(path) as draft:
+        draft.write_text(text + "\n", encoding="utf-8")
 
 
 def save_figures(

@@ -1,5 +1,6 @@
 import json
 import logging
+import multiprocessing
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from dlink_plugin.audio import BadAudio
 from dlink_plugin.corpora import Clip, Corpus, load_corpus
 from dlink_plugin.embeddings import embed_corpus, embed_splits, embed_texts
 from dlink_plugin.encoders import FrontEnd, FrozenEncoder
+from dlink_plugin.files import load_tensors, save_tensors
 
 from .conftest import write_clip
 from .ranks import in_ranks
@@ -272,6 +274,57 @@ def test_moving_the_data_does_not_matter(corpus, embed, tmp_path):
     assert moved.clips == clips
 
 
+@pytest.mark.parametrize("name", ["shard-00001.safetensors", "index.json"])
+def test_a_flipped_byte_anywhere_is_found(embed, tmp_path, name):
+    embed()
+    path = cache_of(tmp_path) / name
+    content = path.read_bytes()
+    for place in range(0, len(content), 11):
+        broken = bytearray(content)
+        broken[place] ^= 0x04
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match="run once with --rebuild_cache True"):
+            embed()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"position": torch.tensor([0, 1, 99])},
+        {"position": torch.tensor([0.0, 1.0, 2.0])},
+        {"audio": torch.ones(3, 5)},
+        {"audio": torch.ones(2, 6)},
+        {"position": torch.tensor([[0], [1], [2]])},
+    ],
+)
+def test_a_forged_shard_is_refused(embed, tmp_path, change):
+    embed()
+    path = cache_of(tmp_path) / "shard-00000.safetensors"
+    tensors, metadata = load_tensors(path)
+    save_tensors(path, {k: v.clone() for k, v in tensors.items()} | change, metadata)
+    with pytest.raises(ValueError, match="is damaged"):
+        embed()
+
+
+def _embed_here(corpus, folder, ready):
+    encoder = FakeEncoder()
+    ready.wait(60)
+    data = embed_corpus(
+        corpus, encoder, folder, num_workers=0, shard_size=3, progressbar=False
+    )
+    return encoder.clips_encoded, data.audio.clone()
+
+
+def test_of_two_processes_one_writes_and_the_other_waits(corpus, tmp_path):
+    context = multiprocessing.get_context("fork")
+    with context.Manager() as manager, context.Pool(2) as pool:
+        arguments = corpus, tmp_path / "cache", manager.Barrier(2)
+        results = pool.starmap(_embed_here, [arguments] * 2)
+    (one, first), (other, second) = results
+    assert sorted([one, other]) == [0, 10]
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("damage", ["shard gone", "shard cut", "index cut"])
 def test_a_damaged_cache_is_refused(embed, tmp_path, damage):
     embed()
@@ -382,7 +435,8 @@ def embed_alone(tmp_path, encoder=None, texts=TEXTS):
 
 
 def text_files(tmp_path):
-    return sorted((tmp_path / "cache").rglob("*.*"))
+    found = (tmp_path / "cache").rglob("*.*")
+    return sorted(path for path in found if path.name != ".lock")
 
 
 def test_texts_are_embedded_as_the_encoder_does(tmp_path):

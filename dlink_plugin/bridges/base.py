@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from abc import ABC, abstractmethod
@@ -14,12 +15,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .sealed import SUMS, check_shapes, seal, unseal, verify, whole
 from .share import WHOLE, Share
 
 __all__ = ["Bridge"]
 
 FORMAT = 1
 _CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_KINDS = {"int": int, "float": (int, float), "str": str, "bool": bool}
+_LARGEST = 10_000_000  # number in a config: there are no longer memories of texts
 
 
 class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license="mit"):
@@ -187,9 +191,12 @@ class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license
         tensors = {
             k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()
         }
-        save_file(tensors, save_directory / _WEIGHTS, {"format": "pt"})
-        text = json.dumps(self.config, indent=2) + "\n"
-        (save_directory / _CONFIG).write_text(text, encoding="utf-8")
+        unseal(save_directory)
+        with whole(save_directory / _WEIGHTS) as draft:
+            save_file(tensors, draft, {"format": "pt"})
+        with whole(save_directory / _CONFIG) as draft:
+            draft.write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+        seal(save_directory, _CONFIG, _WEIGHTS)
 
     @classmethod
     def from_pretrained(cls, folder_or_hub_id: str | Path, **hub_options) -> Bridge:
@@ -215,19 +222,29 @@ class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license
             If the config or the weights are not those of a bridge of this class.
         """
         path = _find(folder_or_hub_id, _CONFIG, hub_options)
-        bridge = cls._from_config(_read_config(path), path)
-        path = _find(folder_or_hub_id, _WEIGHTS, hub_options)
+        kind, arguments = cls._read_config(path)
+        weights = _find(folder_or_hub_id, _WEIGHTS, hub_options)
+        with contextlib.suppress(FileNotFoundError):  # earlier releases had no seal
+            _find(folder_or_hub_id, SUMS, hub_options)
+        verify(path.parent, [_CONFIG, _WEIGHTS])
         try:
-            bridge.load_state_dict(load_file(path), strict=True)
-        except (SafetensorError, RuntimeError) as error:
+            # Built without memory first: a config may ask for more than there is.
+            with torch.device("meta"):
+                shell = kind(**arguments).state_dict()
+            check_shapes(shell, weights)
+            bridge = kind(**arguments)
+            bridge.load_state_dict(load_file(weights), strict=True)
+        except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} does not hold the weights its config.json describes; "
+                f"{weights} does not hold the weights its config.json describes; "
                 f"export the bridge again ({error})."
             ) from error
         return bridge.eval()
 
     @classmethod
-    def _from_config(cls, config: dict, path: Path) -> Bridge:
+    def _read_config(cls, path: Path) -> tuple[type[Bridge], dict]:
+        """The class that a file names, and the arguments it has for it."""
+        config = _read_json(path)
         name, version = config.pop("bridge", None), config.pop("format", None)
         if version != FORMAT:
             raise ValueError(
@@ -240,14 +257,19 @@ class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license
             raise ValueError(
                 f"{path} names the bridge {name!r}, not one of {expected}."
             )
-        strange = set(config) ^ set(kind.arguments())
-        plain = all(isinstance(v, (int, float, str)) for v in config.values())
-        if strange or not plain:
+        wanted = inspect.signature(kind).parameters
+        strange = config.keys() ^ wanted.keys()
+        strange |= {
+            key
+            for key in config.keys() & wanted.keys()
+            if not _is_a(wanted[key].annotation, config[key])
+        }
+        if strange:
             raise ValueError(
-                f"{path} does not have the plain arguments of {kind.__name__}"
-                f"{f' (see {sorted(strange)})' if strange else ''}."
+                f"{path} does not have the plain arguments of {kind.__name__} (see "
+                f"{sorted(strange)}); export the bridge again."
             )
-        return kind(**config)
+        return kind, config
 
 
 def _find(folder_or_hub_id: str | Path, name: str, hub_options: dict) -> Path:
@@ -267,10 +289,17 @@ def _find(folder_or_hub_id: str | Path, name: str, hub_options: dict) -> Path:
         ) from error
 
 
-def _read_config(path: Path) -> dict:
+def _is_a(kind: str, value) -> bool:
+    """Whether a value is what an annotation asks for, and no absurd number."""
+    if not isinstance(value, _KINDS[kind]):
+        return False
+    return isinstance(value, str) or abs(value) <= _LARGEST  # which NaN is not
+
+
+def _read_json(path: Path) -> dict:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON; export the bridge again.") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} is not a JSON object; export the bridge again.")

@@ -10,6 +10,8 @@ from torch.nn.functional import layer_norm
 
 __all__ = ["ResidualMLP"]
 
+_MOST_BLOCKS = 1000  # the paper has 3
+
 
 def time_features(t: Tensor, size: int) -> Tensor:
     """Sinusoidal features of the time (Vaswani et al., 2017).
@@ -116,6 +118,8 @@ class ResidualMLP(nn.Module):
         condition_dim: int = 0,
     ):
         super().__init__()
+        if blocks > _MOST_BLOCKS:
+            raise ValueError(f"{blocks} blocks are too many; give {_MOST_BLOCKS}.")
         self.condition = nn.Linear(condition_dim, dim) if condition_dim else None
         self.time = nn.Sequential(
             nn.Linear(self.time_dim, self.time_dim),

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
-import tempfile
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import soundfile
+import torch
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..bridges.sealed import DRAFT, told_as_oserror
+from ..files import alone
 from .captions import caption
 from .scenes import Scene, draw_scene, render
 
@@ -78,22 +80,14 @@ def prepare(corpus: str, folder: str | Path, progressbar: bool = True) -> Path:
     root = Path(folder) / f"mini-v{VERSION}"
     if (root / tree).is_dir():
         return root
-    root.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{tree}-", dir=root))
-    try:
-        write(draft, progressbar=progressbar)
-        _move_into_place(draft / tree, root / tree)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    with alone(root):
+        if not (root / tree).is_dir():  # nobody wrote it while this process waited
+            draft = root / f"{DRAFT}{tree}"
+            with told_as_oserror(root / tree):
+                write(draft, progressbar=progressbar)
+                (draft / tree).rename(root / tree)
+                draft.rmdir()
     return root
-
-
-def _move_into_place(draft: Path, final: Path) -> None:
-    try:
-        draft.rename(final)
-    except OSError:
-        if not final.is_dir():  # else another process was faster, with the same files
-            raise
 
 
 def write_audiocaps(
@@ -198,10 +192,30 @@ def _write_sounds(folder: Path, splits, rate: int, progressbar: bool) -> None:
     for split, clips in splits.items():
         (folder / split).mkdir(parents=True, exist_ok=True)
         jobs += [(folder / split / clip.fname, clip.scene, rate) for clip in clips]
-    with ProcessPoolExecutor() as pool:
-        done = pool.map(_write_sound, jobs, chunksize=16)
-        label = "writing the mini corpus"
-        list(tqdm(done, label, len(jobs), unit="clip", disable=not progressbar))
+    # Workers of a DataLoader end with a process that is killed; those of a pool do not.
+    writing = DataLoader(
+        _Sounds(jobs),
+        batch_size=None,
+        num_workers=os.cpu_count() or 1,
+        generator=torch.Generator(),  # else writing would shift the global seed
+    )
+    label = "writing the mini corpus"
+    for _ in tqdm(writing, label, len(jobs), unit="clip", disable=not progressbar):
+        pass
+
+
+class _Sounds(Dataset):
+    """Renders a scene to its file when it is asked for it."""
+
+    def __init__(self, jobs: list[tuple[Path, Scene, int]]):
+        self.jobs = jobs
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, job: int) -> int:
+        _write_sound(self.jobs[job])
+        return job
 
 
 def _write_sound(job: tuple[Path, Scene, int]) -> None:

@@ -24,6 +24,7 @@ from dlink_plugin.comparison import claim
 from dlink_plugin.console import load_recipe, plain_errors
 from dlink_plugin.embeddings import embed_splits
 from dlink_plugin.encoders import load_encoder
+from dlink_plugin.files import hold
 from dlink_plugin.report import write_ablation
 from dlink_plugin.splits import corpus_split
 from dlink_plugin.tasks import embed_training_texts
@@ -52,6 +53,7 @@ def main(argv):
         for seed in seeds
     }
     output = Path(hparams["output_folder"])
+    hold(output)
     sb.create_experiment_directory(output, hparams_file, overrides)
     device = run_opts.device or sb.utils.distributed.infer_device()
     encoder = load_encoder(str(hparams["clap"])).to(device)

@@ -23,6 +23,7 @@ from dlink_plugin.brains import caption_in_shares, train_decoder
 from dlink_plugin.captioner import export_captioner
 from dlink_plugin.choosing import chosen_captions
 from dlink_plugin.console import load_recipe, plain_errors
+from dlink_plugin.files import hold
 from dlink_plugin.judge import stand_ins
 from dlink_plugin.mini.language import write_lm
 from dlink_plugin.report import log_captions, write_captions
@@ -105,6 +106,7 @@ def main(argv):
     """Embed, train on text or on audio, caption the test split, write it all down."""
     hparams_file, run_opts, overrides, hparams = load_recipe(argv)
     output = Path(hparams["output_folder"])
+    hold(output)
     sb.create_experiment_directory(output, hparams_file, overrides)
     device = run_opts.device or sb.utils.distributed.infer_device()
     its = gather(hparams, device)

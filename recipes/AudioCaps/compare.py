@@ -29,6 +29,7 @@ from dlink_plugin.comparison import (
 from dlink_plugin.console import load_hparams, load_recipe, plain_errors
 from dlink_plugin.embeddings import embed_splits
 from dlink_plugin.encoders import load_encoder
+from dlink_plugin.files import hold
 from dlink_plugin.mini.language import write_lm
 from dlink_plugin.report import write_comparison
 from dlink_plugin.splits import corpus_split, fold_splits, read_arrays
@@ -90,6 +91,7 @@ def main(argv):
     if not seeds:
         raise ValueError('--seeds is empty; give one or more, as in --seeds "[1234]".')
     output = Path(hparams["output_folder"])
+    hold(output)
     sb.create_experiment_directory(output, hparams_file, overrides)
     device = run_opts.device or sb.utils.distributed.infer_device()
     splits, about, corpus = load_splits(hparams, device, seeds[0])

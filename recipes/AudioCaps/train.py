@@ -21,6 +21,7 @@ from dlink_plugin.brains import train_bridge
 from dlink_plugin.console import load_recipe, plain_errors
 from dlink_plugin.embeddings import embed_splits
 from dlink_plugin.encoders import load_encoder
+from dlink_plugin.files import hold
 from dlink_plugin.gap import modality_gap, paired_bootstrap
 from dlink_plugin.judge import stand_ins, tune
 from dlink_plugin.report import (
@@ -55,6 +56,7 @@ def main(argv):
     """Embed, train, choose on validation, judge on test, write it all down."""
     hparams_file, run_opts, overrides, hparams = load_recipe(argv)
     output, seed = Path(hparams["output_folder"]), hparams["seed"]
+    hold(output)
     sb.create_experiment_directory(output, hparams_file, overrides)
     device = run_opts.device or sb.utils.distributed.infer_device()
     data = embed_splits(hparams, load_encoder(str(hparams["clap"])).to(device))

@@ -20,6 +20,7 @@ from dlink_plugin import Bridge, MeanShift, PrefixDecoder
 from dlink_plugin.console import load_recipe, plain_errors
 from dlink_plugin.embeddings import embed_splits
 from dlink_plugin.encoders import load_encoder
+from dlink_plugin.files import hold
 from dlink_plugin.judge import load_bridge, stand_ins
 from dlink_plugin.report import log_captions, write_captions
 
@@ -39,6 +40,7 @@ def main(argv):
     """Embed the evaluation split, caption it, score it."""
     hparams_file, run_opts, overrides, hparams = load_recipe(argv)
     output, seed = Path(hparams["output_folder"]), hparams["seed"]
+    hold(output)
     sb.create_experiment_directory(output, hparams_file, overrides)
     device = run_opts.device or sb.utils.distributed.infer_device()
     trained = Path(hparams["trained"])

@@ -14,12 +14,14 @@ import dlink_plugin.compat  # noqa: F401
 import numpy as np
 import speechbrain as sb
 import torch
-from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.distributed import run_on_main
 from tqdm import tqdm
 from transformers import ClapConfig, ClapModel
 
+from dlink_plugin.bridges.sealed import whole
+from dlink_plugin.checkpoints import AtomicCheckpointer
 from dlink_plugin.console import load_recipe, plain_errors
+from dlink_plugin.files import hold
 from dlink_plugin.gap import modality_gap
 from dlink_plugin.mini.captions import caption
 from dlink_plugin.mini.language import train_tokenizer
@@ -88,7 +90,8 @@ class Scenes(torch.utils.data.Dataset):
                 rows = pool.map(
                     partial(_features, extractor), self.scenes, chunksize=32
                 )
-                np.save(path, np.stack(list(tqdm(rows, path.stem, size))))
+                with whole(path) as draft:
+                    np.save(draft, np.stack(list(tqdm(rows, path.stem, size))))
         self.features = np.load(path, mmap_mode="r")
 
     def __len__(self):
@@ -118,6 +121,7 @@ def make_tokenizer(hparams):
 def main(argv):
     """Make scenes and tokenizer, train, save as a transformers folder in fp16."""
     hparams_file, run_opts, overrides, hparams = load_recipe(argv)
+    hold(hparams["output_folder"])
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     output, seed = Path(hparams["output_folder"]), hparams["seed"]
     extractor = hparams["feature_extractor"]
@@ -141,7 +145,7 @@ def main(argv):
         hparams["opt_class"],
         hparams,
         run_opts,
-        Checkpointer(
+        AtomicCheckpointer(
             hparams["save_folder"], {"clap": clap, "counter": hparams["epoch_counter"]}
         ),
     )

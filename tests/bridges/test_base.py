@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dlink_plugin.bridges import Bridge, DiffusionLink
+from dlink_plugin.bridges.sealed import SUMS, unseal
 
 
 @pytest.fixture
@@ -18,6 +19,7 @@ def saved(tmp_path):
 
 
 def edit(folder, **changes):
+    unseal(folder)
     path = folder / "config.json"
     config = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
@@ -55,7 +57,14 @@ def test_the_config_is_plain_json(saved):
         ({"surprise": 1}, "surprise"),
         ({"steps": ...}, "steps"),
         ({"steps": [1]}, "plain arguments"),
-        ({"dim": 16}, "does not hold the weights"),
+        ({"steps": "many"}, r"plain arguments of DiffusionLink \(see \['steps'\]\)"),
+        ({"dim": 16}, r"does not hold the weights .* is \(32,\) instead of \(64,\)"),
+        ({"dim": 8.5}, "plain arguments"),
+        ({"dim": -8}, "does not hold the weights"),
+        ({"dim": 10**6}, "does not hold the weights"),  # 60 TB if it were built
+        ({"blocks": 10**6}, "does not hold the weights .*too many"),
+        ({"timesteps": 10**12}, "plain arguments"),
+        ({"dropout": float("nan")}, "plain arguments"),
     ],
 )
 def test_an_altered_config_is_refused_with_a_sentence(saved, changes, sentence):
@@ -64,7 +73,7 @@ def test_an_altered_config_is_refused_with_a_sentence(saved, changes, sentence):
         Bridge.from_pretrained(saved[1])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
 def test_a_config_that_is_no_json_object_is_refused(saved, text):
     (saved[1] / "config.json").write_text(text)
     with pytest.raises(ValueError, match="JSON"):
@@ -78,8 +87,44 @@ def test_a_missing_file_is_named(saved, name):
         Bridge.from_pretrained(saved[1])
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_every_flipped_byte_is_found(saved, name):
+    path = saved[1] / name
+    content = path.read_bytes()
+    for place in range(0, len(content), len(content) // 40):
+        broken = bytearray(content)
+        broken[place] ^= 0x02
+        path.write_bytes(broken)
+        with pytest.raises(ValueError, match=name):
+            Bridge.from_pretrained(saved[1])
+
+
+def test_an_export_without_a_seal_still_loads(saved):
+    bridge, folder = saved
+    (folder / SUMS).unlink()
+    assert torch.equal(bridged(Bridge.from_pretrained(folder)), bridged(bridge))
+
+
+def test_saving_over_another_bridge(saved):
+    _, folder = saved
+    other = DiffusionLink(4).eval()
+    other.save_pretrained(folder)
+    assert Bridge.from_pretrained(folder).config == other.config
+
+
+@pytest.mark.parametrize("kind", Bridge.registry.values(), ids=Bridge.registry.keys())
+def test_every_bridge_can_be_built_without_memory(kind):
+    with torch.device("meta"):
+        shell = kind(8).state_dict()
+    real = kind(8).state_dict()
+    assert {k: v.shape for k, v in shell.items()} == {
+        k: v.shape for k, v in real.items()
+    }
+
+
 def test_weights_that_do_not_fit_are_refused(saved):
     path = saved[1] / "model.safetensors"
+    unseal(saved[1])
     tensors = load_file(path)
     tensors.popitem()
     save_file(tensors, path)

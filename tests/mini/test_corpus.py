@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import yaml
 
+from dlink_plugin.bridges.sealed import DRAFT
 from dlink_plugin.mini import corpus
 from dlink_plugin.mini.corpus import subsets, write_audiocaps
 from dlink_plugin.mini.scenes import UNSEEN_PAIRS, Event, Scene, render
@@ -51,6 +52,10 @@ def scene_of(entry):
     """A scene as far as scenes.json tells of it."""
     groups = tuple(tuple(Event(**e) for e in group) for group in entry["groups"])
     return Scene(groups, seconds=0.0, seed=0)
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def contents(folder):
@@ -204,7 +209,7 @@ def test_two_writes_are_bit_identical(audiocaps, clotho, tmp_path):
 def test_prepare_writes_once(small, tmp_path, name, tree, monkeypatch):
     root = corpus.prepare(name, tmp_path, progressbar=False)
     assert root == tmp_path / "mini-v1"
-    assert [path.name for path in root.iterdir()] == [tree]
+    assert names(root) == [tree]
     before = contents(root)
 
     def fail(*args, **options):
@@ -218,8 +223,7 @@ def test_prepare_writes_once(small, tmp_path, name, tree, monkeypatch):
 def test_both_trees_stand_side_by_side(small, tmp_path):
     roots = {corpus.prepare(n, tmp_path, False) for n in ("audiocaps", "clotho")}
     (root,) = roots
-    names = sorted(path.name for path in root.iterdir())
-    assert names == ["AUDIOCAPS", "CLOTHO_v2.1"]
+    assert names(root) == ["AUDIOCAPS", "CLOTHO_v2.1"]
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
@@ -233,7 +237,7 @@ def test_a_failure_in_the_middle_leaves_nothing_behind(
         patch.setattr(corpus, "_write_scenes", fail)
         with pytest.raises(type(error)):
             corpus.prepare("audiocaps", tmp_path, False)
-    assert list((tmp_path / "mini-v1").iterdir()) == []
+    assert names(tmp_path / "mini-v1") == []
     root = corpus.prepare("audiocaps", tmp_path, False)
     assert (root / "AUDIOCAPS" / "scenes.json").is_file()
 
@@ -243,7 +247,7 @@ def test_a_worker_that_fails_fails_the_whole(small, tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "_write_sound", _fail_to_write)
     with pytest.raises(OSError, match="no space"):
         corpus.prepare("clotho", tmp_path, False)
-    assert list((tmp_path / "mini-v1").iterdir()) == []
+    assert names(tmp_path / "mini-v1") == []
 
 
 def _fail_to_write(job):
@@ -251,7 +255,7 @@ def _fail_to_write(job):
 
 
 def test_the_draft_of_a_killed_process_is_not_taken_for_the_corpus(small, tmp_path):
-    left = tmp_path / "mini-v1" / ".AUDIOCAPS-1" / "AUDIOCAPS" / "audio_32000Hz"
+    left = tmp_path / "mini-v1" / f"{DRAFT}AUDIOCAPS" / "AUDIOCAPS" / "audio_32000Hz"
     left.mkdir(parents=True)
     root = corpus.prepare("audiocaps", tmp_path, False)
     loaded = aac_datasets.AudioCaps(root, subset="val", verbose=0)
@@ -262,25 +266,33 @@ COMPETITOR = """
 import sys
 from dlink_plugin.mini import corpus
 corpus.AUDIOCAPS_SIZES.update(train=1, val=1, test=1, caption_only=2)
+real = corpus.write_audiocaps
+def write(root, **options):
+    print("writes", flush=True)
+    real(root, **options)
+corpus.write_audiocaps = write
+print("begins", flush=True)
 corpus.prepare("audiocaps", sys.argv[1], progressbar=False)
 """
 
 
-def test_two_processes_at_once_end_with_one_good_tree(small, tmp_path, monkeypatch):
-    """Another process finishes while this one has its draft almost complete."""
+def test_of_two_processes_one_writes_and_the_other_waits(small, tmp_path, monkeypatch):
+    """Another process comes while this one has its draft almost complete."""
 
-    def write_while_another_does(root, **options):
+    def write_while_another_comes(root, **options):
         real(root, **options)
         command = [sys.executable, "-c", COMPETITOR, str(tmp_path)]
-        subprocess.run(command, check=True)
-        theirs.update(contents(tmp_path / "mini-v1" / "AUDIOCAPS"))
+        others.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
+        assert others[0].stdout.readline() == "begins\n"
 
-    real, theirs = corpus.write_audiocaps, {}
-    monkeypatch.setattr(corpus, "write_audiocaps", write_while_another_does)
+    real, others = corpus.write_audiocaps, []
+    monkeypatch.setattr(corpus, "write_audiocaps", write_while_another_comes)
     root = corpus.prepare("audiocaps", tmp_path, False)
-    assert [path.name for path in root.iterdir()] == ["AUDIOCAPS"]
-    assert contents(root / "AUDIOCAPS") == theirs
-    assert len(theirs) == 3 + 3 + 1 + 1  # sounds, tables, scenes.json, texts
+    written = contents(root / "AUDIOCAPS")
+    assert others[0].wait(60) == 0 and others[0].stdout.read() == ""
+    assert names(root) == ["AUDIOCAPS"]
+    assert contents(root / "AUDIOCAPS") == written
+    assert len(written) == 3 + 3 + 1 + 1  # sounds, tables, scenes.json, texts
 
 
 def test_subsets_are_those_that_the_scenes_describe(tmp_path):
