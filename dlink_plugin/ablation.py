@@ -20,6 +20,7 @@ from .embeddings import Embeddings
 from .gap import modality_gap
 from .judge import cross
 from .mini.corpus import subsets
+from .reading import read_json
 from .report import write_json
 from .scoring import compare
 from .splits import Split
@@ -216,9 +217,9 @@ class _Known:
 
     def __init__(self, path: Path, made_from: Mapping):
         self.path, self.made_from = path, json.loads(json.dumps(made_from))
-        found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        found = read_json(path, "delete it") if path.exists() else {}
         same = found.get("made_from") == self.made_from
-        self.criteria = found["criteria"] if same else None
+        self.criteria = found.get("criteria") if same else None
 
     def keep(self, criteria: dict[str, float]) -> None:
         """Write them down."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ import torch
 __all__ = ["BadAudio", "from_array", "load_audio", "windows"]
 
 SILENCE = 1e-6  # peak amplitude, full scale being 1
-BLOCK = 1 << 16  # samples decoded at a time
+BLOCK = 1 << 16  # samples decoded at a time, all channels together
+# Samples of a file, all channels together, and of what it is resampled to: 3 hours of
+# mono at 48 kHz, 2 GiB in memory. A compressed file of a few MB may hold far more.
+LONGEST = 1 << 29
 
 
 class BadAudio(ValueError):
@@ -23,7 +27,7 @@ class BadAudio(ValueError):
     path : str or Path
         The file.
     reason : str
-        What it is: "undecodable", "silent", ...
+        What it is: "undecodable", "silent", "too long", ...
     detail : str
         What the decoder says.
 
@@ -43,7 +47,9 @@ class BadAudio(ValueError):
         return f"{path} is {reason}{detail}; replace the file or remove it."
 
 
-def load_audio(path: str | Path, sample_rate: int) -> torch.Tensor:
+def load_audio(
+    path: str | Path, sample_rate: int, max_seconds: float = math.inf
+) -> torch.Tensor:
     """Decode a file of any rate and number of channels.
 
     Arguments
@@ -52,6 +58,8 @@ def load_audio(path: str | Path, sample_rate: int) -> torch.Tensor:
         Whatever libsndfile reads: flac, wav, ogg, mp3, ...
     sample_rate : int
         Wanted rate in hertz. Other rates are resampled (soxr, quality "HQ").
+    max_seconds : float
+        What is longer is refused, before all of it is decoded.
 
     Returns
     -------
@@ -61,7 +69,8 @@ def load_audio(path: str | Path, sample_rate: int) -> torch.Tensor:
     Raises
     ------
     BadAudio
-        If the file is undecodable, of zero length, silent or not finite.
+        If the file is undecodable, of zero length, silent, not finite or too long: more
+        than ``max_seconds``, or than ``LONGEST`` samples.
 
     Example
     -------
@@ -72,9 +81,12 @@ def load_audio(path: str | Path, sample_rate: int) -> torch.Tensor:
     torch.Size([16000])
     """
     try:
-        samples, rate = _decode(path)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise BadAudio(path, "undecodable", str(error)) from error
+        samples, rate = _decode(path, max_seconds)
+    except BadAudio:
+        raise
+    except Exception as error:  # a damaged file makes the decoder fail in many ways
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise BadAudio(path, "undecodable", detail) from error
     return _resample(samples, rate, sample_rate, path)
 
 
@@ -101,7 +113,8 @@ def from_array(
     Raises
     ------
     BadAudio
-        If the samples are not such an array, of zero length, silent or not finite.
+        If the samples are not such an array, of zero length, silent, not finite or
+        too long.
 
     Example
     -------
@@ -127,19 +140,32 @@ def _resample(
         raise BadAudio(path, "not finite", "some samples are NaN or infinite")
     if np.abs(samples).max() < SILENCE:
         raise BadAudio(path, "silent")
+    if len(samples) * sample_rate / rate > LONGEST:  # a header may say 1 Hz
+        what = f"more than {LONGEST} samples at {sample_rate} Hz, not {rate}"
+        raise BadAudio(path, "too long", what)
     if rate != sample_rate:
         samples = soxr.resample(samples, rate, sample_rate, quality="HQ")
     if not len(samples):
         raise BadAudio(path, "of zero length", f"at {sample_rate} Hz")
+    if not np.isfinite(samples).all():  # the filter overflows near float32's end
+        raise BadAudio(path, "not finite", f"too loud to be taken to {sample_rate} Hz")
     return torch.from_numpy(samples)
 
 
-def _decode(path: str | Path) -> tuple[np.ndarray, int]:
+def _decode(path: str | Path, max_seconds: float) -> tuple[np.ndarray, int]:
+    if not Path(path).is_file():  # opening a pipe would wait for a writer
+        raise FileNotFoundError("there is no such file")
     # Block by block: a damaged header may promise more samples than memory holds.
-    blocks = [np.empty(0, dtype=np.float32)]
+    blocks, frames = [np.empty(0, dtype=np.float32)], 0
     with soundfile.SoundFile(str(path)) as file:
-        while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+        few = max(1, BLOCK // file.channels)
+        while len(block := file.read(few, dtype="float32", always_2d=True)):
             blocks.append(block.mean(axis=1))
+            frames += len(block)
+            if frames > max_seconds * file.samplerate:
+                raise BadAudio(path, "too long", f"more than {max_seconds:g} seconds")
+            if frames * file.channels > LONGEST:
+                raise BadAudio(path, "too long", f"more than {LONGEST} samples")
         return np.concatenate(blocks), file.samplerate
 
 

@@ -23,6 +23,7 @@ from .choosing import Chooser, caption_draws
 from .decoder import PrefixDecoder
 from .encoders import ClapEncoder, FrozenEncoder, load_encoder
 from .pairs import seeded
+from .reading import read_json
 
 __all__ = ["Captioner", "Result", "export_captioner"]
 
@@ -30,6 +31,23 @@ FORMAT = 1
 _CONFIG, _CARD, _CLAP = "config.json", "README.md", "clap"
 _SMALL = 50_000_000  # parameters up to which an encoder's weights travel along
 _MAPPED = 300  # texts that travel along for maps
+# Generation settings that a saved captioner may have, with kind and bounds: whoever
+# loads one from a stranger should not wait for a billion beams. What makes several
+# captions of one sound is not among them.
+_SETTINGS = {
+    "num_beams": (int, 1, 100),
+    "max_new_tokens": (int, 1, 1000),
+    "min_new_tokens": (int, 0, 1000),
+    "batch_size": (int, 1, 10_000),
+    "do_sample": (bool, False, True),
+    "early_stopping": (bool, False, True),
+    "temperature": (float, 0.01, 100),
+    "top_k": (int, 0, 1_000_000),
+    "top_p": (float, 0.01, 1),
+    "repetition_penalty": (float, 0.01, 100),
+    "length_penalty": (float, -100, 100),
+    "no_repeat_ngram_size": (int, 0, 100),
+}
 _FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md", f"*{SUMS}"]
 
 Sound = str | Path | tuple[np.ndarray | Tensor, int]
@@ -149,7 +167,7 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         ---------
         sounds : sequence
             Paths of whatever libsndfile reads, or pairs of samples and their rate in
-            hertz: (T,) or (T, channels). Any rate, any length.
+            hertz: (T,) or (T, channels). Any rate, up to ``audio.LONGEST`` samples.
         alternatives : int
             How many other captions to write, at most.
         draws : int
@@ -392,11 +410,8 @@ def _find(folder_or_hub_id: str | Path, hub_options: Mapping) -> Path:
 def _read_config(path: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: that is no saved captioner.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON; save the captioner again.") from error
-    if not isinstance(config, dict) or config.get("kind") != "captioner":
+    config = read_json(path, "save the captioner again")
+    if config.get("kind") != "captioner":
         raise ValueError(f"{path} does not describe a captioner; save it again.")
     if config.get("format") != FORMAT:
         raise ValueError(
@@ -407,7 +422,26 @@ def _read_config(path: Path) -> dict:
     for key, kind in kinds.items():
         if not isinstance(config.get(key), kind):
             raise ValueError(f"{path} has no proper {key!r}; save the captioner again.")
+    if not all(isinstance(text, str) for text in config["texts"]):
+        raise ValueError(f"{path} has no proper 'texts'; save the captioner again.")
+    for name, value in config["generation"].items():
+        _check_setting(path, name, value)
     return config
+
+
+def _check_setting(path: Path, name: str, value) -> None:
+    if name not in _SETTINGS:
+        raise ValueError(
+            f"{path} has the generation setting {name[:50]!r}, which is none of a "
+            f"captioner; remove it or choose among {', '.join(_SETTINGS)}."
+        )
+    kind, least, most = _SETTINGS[name]
+    plain = type(value) is kind or (kind is float and type(value) is int)
+    if not (plain and least <= value <= most):
+        raise ValueError(
+            f"{path} has the generation setting {name} {str(value)[:50]!r}; give "
+            f"{kind.__name__} from {least} to {most}."
+        )
 
 
 def _card(config: Mapping, captioner: Captioner) -> str:

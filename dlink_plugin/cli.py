@@ -146,12 +146,18 @@ def load_captioner(model: str | None) -> Captioner:
 
 
 def _write_csv(results: Sequence[Result]) -> None:
+    """To standard output; text that a spreadsheet would compute gets an apostrophe."""
+    from .scoring import safe_cell
+
     heads = ["file", "caption", "alternatives", "similarity", "raw_caption", "error"]
     rows = csv.DictWriter(sys.stdout, heads)
     rows.writeheader()
     for result in results:
         row = result.as_dict()
-        rows.writerow({**row, "alternatives": " | ".join(row["alternatives"])})
+        row["alternatives"] = " | ".join(row["alternatives"])
+        rows.writerow(
+            {k: safe_cell(v) if isinstance(v, str) else v for k, v in row.items()}
+        )
 
 
 def _show(results: Sequence[Result]) -> None:
@@ -261,7 +267,9 @@ def info(
         print(json.dumps(described, indent=2))
         return
     for key, value in described.items():
-        print(f"{key:12}{value if isinstance(value, str) else json.dumps(value)}")
+        # What a terminal would obey rather than show is escaped.
+        plain = isinstance(value, str) and value.isprintable()
+        print(f"{key:12}{value if plain else json.dumps(value)}")
 
 
 def describe(folder: Path) -> dict:
@@ -284,30 +292,48 @@ def describe(folder: Path) -> dict:
     ValueError
         If that is not the config of any of these.
     """
+    config = _saved_config(folder)
+    if config.get("kind") != "captioner":
+        return _describe_part(folder, config)
+    # Parts of parts are not looked at: a folder may be linked into itself.
+    parts = {
+        part: _describe_part(folder / part, _saved_config(folder / part))
+        for part in ("bridge", "decoder")
+    }
+    own = config.get("clap") == "clap"
+    needs = "its own folder" if own else f"CLAP: {config.get('clap')}"
+    return _described("captioner", needs, config | parts)
+
+
+def _saved_config(folder: Path) -> dict:
+    from .reading import read_json
+
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: nothing is saved in {folder}.")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON; save it again.") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a JSON object; save it again.")
-    if config.get("kind") == "captioner":
-        parts = {part: describe(folder / part) for part in ("bridge", "decoder")}
-        own = config["clap"] == "clap"
-        needs = "its own folder" if own else f"CLAP: {config['clap']}"
-        return {"kind": "captioner", "needs": needs, **config, **parts}
+    return read_json(path, "save it again")
+
+
+def _describe_part(folder: Path, config: dict) -> dict:
     if "bridge" in config:
         needs = f"audio embeddings of {config.get('dim')} numbers"
-        return {"kind": "bridge", "needs": needs, **config}
+        return _described("bridge", needs, config)
     if "prefix_length" in config:
         own = config.get("lm") == "lm"
         needs = "its own folder" if own else f"language model: {config.get('lm')}"
-        return {"kind": "decoder", "needs": needs, **config}
+        return _described("decoder", needs, config)
     if config.get("model_type") == "clap":
         return {"kind": "clap", "needs": "its own folder"}
-    raise ValueError(f"{path} describes no bridge, decoder, captioner or CLAP.")
+    raise ValueError(
+        f"{folder / 'config.json'} describes no bridge, decoder, captioner or CLAP; "
+        "name a folder that one was saved in."
+    )
+
+
+def _described(kind: str, needs: str, config: dict) -> dict:
+    """What a config says, except of these two."""
+    first = {"kind": kind, "needs": needs}
+    return first | config | first
 
 
 @app.command()
@@ -315,15 +341,18 @@ def demo(
     model: Model = None,
     port: Annotated[int, typer.Option(help="Of the page, on this machine.")] = 7860,
 ) -> None:
-    """Show a page: drop or record a sound, read its captions, see where it moved."""
+    """Show a page: drop or record a sound, read its captions, see where it moved.
+
+    Sounds of up to ten minutes and 200 MB; only this machine sees the page.
+    """
     captioner = load_captioner(model)
     try:
-        from .demo import build_page
+        from .demo import serve
     except ModuleNotFoundError as error:
         raise ImportError(
             f"The page needs {error.name}; run: pip install 'dlink-plugin[demo]'."
         ) from error
-    build_page(captioner).launch(server_name="127.0.0.1", server_port=port, share=False)
+    serve(captioner, port)
 
 
 def main() -> None:

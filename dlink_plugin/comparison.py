@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +20,7 @@ from .bridges import Bridge, Identity
 from .embeddings import Embeddings
 from .gap import migration_criteria, modality_gap
 from .judge import choose, cross
+from .reading import read_json
 from .report import write_json
 from .scoring import cider_d
 from .splits import Split
@@ -110,7 +110,7 @@ def claim(folder: str | Path, hparams: Mapping, split: Split) -> None:
 
 
 def _claim(path: Path, made_from: Mapping) -> None:
-    before = _first(path, made_from)
+    before = _first(path, dict(made_from))
     other = [key for key in made_from if made_from[key] != before.get(key)]
     if other:
         raise ValueError(
@@ -119,14 +119,14 @@ def _claim(path: Path, made_from: Mapping) -> None:
         )
 
 
-def _first(path: Path, content):
+def _first(path: Path, content: dict) -> dict:
     """What was written there first: the content, unless a file is there already."""
     if not if_main_process():
         return content
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, content)
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_json(path, "give another --output_folder or delete it")
 
 
 def train_contender(
@@ -289,7 +289,8 @@ def _contend(
     start = time.perf_counter()
     bridge, chosen = train_contender(kind, settings, hparams, run_opts, data, folder)
     # Of the training, not of finding its checkpoints when the recipe runs again.
-    seconds = _first(folder / "seconds.json", time.perf_counter() - start)
+    took = {"seconds": time.perf_counter() - start}
+    seconds = _first(folder / "seconds.json", took)["seconds"]
     if if_main_process():
         bridge.save_pretrained(folder / "bridge")
     _judge(run, name, bridge, *split.test[:])

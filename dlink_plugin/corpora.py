@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TextIO
 
 logger = logging.getLogger(__name__)
 
@@ -116,10 +117,10 @@ def load_corpus(
     read = _read_audiocaps if corpus == "audiocaps" else _read_clotho
     try:
         rows = read(root, subset, table)
-    except (KeyError, TypeError, ValueError, AssertionError) as error:
+    except (KeyError, TypeError, ValueError, AssertionError, csv.Error) as error:
         raise ValueError(
-            f"{table} cannot be read as captions of {corpus}; download it again or "
-            f"correct it. The reason: {error!r}"
+            f"{table} cannot be read as captions of {corpus} ({_why(error)}); download "
+            "it again or correct it."
         ) from error
     found = _gather(corpus, split, table, audio_folder, rows, strict)
     return replace(found, synthetic=str(data_folder) == "mini")
@@ -151,7 +152,7 @@ def load_texts(
     FileNotFoundError
         If there is no such corpus or file.
     ValueError
-        If the file holds no captions.
+        If the file is unreadable or holds no captions.
 
     Example
     -------
@@ -176,17 +177,49 @@ def _read_texts(path: Path) -> list[str]:
             "caption on each line or a .csv file with a column 'caption' or "
             "'caption_1', 'caption_2', ..."
         )
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        if path.suffix != ".csv":
-            return file.read().splitlines()
-        rows = list(csv.DictReader(file))
-    heads = [k for k in (rows[0] if rows else ()) if k and _CAPTION.fullmatch(k)]
-    if not heads:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            texts = _cells(file) if path.suffix == ".csv" else _lines(file)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"{path} cannot be read as captions ({_why(error)}); correct it or save it "
+            "again as UTF-8."
+        ) from error
+    if not texts and path.suffix == ".csv":
         raise ValueError(
             f"{path} has no rows with a column 'caption' or 'caption_1', ...; name the "
             "column so, or give a .txt file with a caption on each line."
         )
-    return [row[head] or "" for row in rows for head in heads]
+    return texts
+
+
+def _lines(file: TextIO) -> list[str]:
+    lines = file.read().splitlines()
+    if max(map(len, lines), default=0) > csv.field_size_limit():
+        raise csv.Error("field larger than field limit")
+    return lines
+
+
+def _cells(file: TextIO) -> list[str]:
+    table = csv.DictReader(file)
+    heads = [k for k in (table.fieldnames or ()) if _CAPTION.fullmatch(k)]
+    return [row[head] or "" for row in table for head in heads]
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a table, without the whole of its content."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8: {error.reason} at byte {error.start}"
+    if "field limit" in str(error):  # csv's own bound; far more than any caption
+        return (
+            f"a caption has more than {csv.field_size_limit()} characters: is a "
+            "quotation mark left open?"
+        )
+    if isinstance(error, KeyError):
+        return f"there is no column {error}"
+    if "NoneType" in str(error):
+        return "a row has too few cells"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _root(corpus: str, data_folder: str | Path, cache_folder: str | Path) -> Path:

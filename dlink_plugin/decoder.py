@@ -9,9 +9,10 @@ Hu et al. 2022, through peft.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .bridges.sealed import check_shapes, seal, told_as_oserror, unseal, verify, whole
 from .bridges.share import WHOLE, Share
+from .reading import read_json
 
 __all__ = ["PrefixDecoder"]
 
@@ -37,6 +39,24 @@ FORMAT = 1
 LM_TRAINING = ("scratch", "full", "lora", "frozen")
 DTYPES = ("float32", "bfloat16", "float16")
 _CONFIG, _WEIGHTS, _LM = "config.json", "model.safetensors", "lm"
+_NUMBERS = 1 << 31  # weights of a projector at most: 8 GiB, far more than one needs
+_LAYERS = 1000  # of a language model at most; the largest have about 130
+# What a config.json may ask for: kind, and bounds of a number or a text's length. Far
+# beyond any use, but no stranger's file should take the memory of a machine.
+_BOUNDS = {
+    "dim": (int, 1, 1 << 16),
+    "lm": (str, 1, 4096),
+    "lm_training": (str, 1, 100),
+    "prefix_length": (int, 1, 1000),
+    "projector": (str, 1, 100),
+    "prompt": (str, 0, 10_000),
+    "dtype": (str, 1, 100),
+    "gradient_checkpointing": (bool, 0, 1),
+    "lora_rank": (int, 1, 4096),
+    "lora_alpha": (float, 0, 1e6),
+    "lora_dropout": (float, 0, 0.99),
+    "lora_targets": (list, 0, 1000),
+}
 
 
 class PrefixDecoder(nn.Module):
@@ -134,7 +154,13 @@ class PrefixDecoder(nn.Module):
             self.lm.config.use_cache = False
         width = self.lm.get_input_embeddings().embedding_dim
         self.projector = _projector(projector, dim, prefix_length, width)
-        bos, prompt_ids = _frame(self.tokenizer, prompt)
+        bos, prompt_ids = _frame(self.tokenizer, prompt, str(lm))
+        own = self.lm.get_input_embeddings().num_embeddings
+        if max(*bos, *prompt_ids, self._pad, self.tokenizer.eos_token_id) >= own:
+            raise ValueError(
+                f"The tokenizer at {lm} has tokens beyond the {own} that its language "
+                "model knows; save both together again."
+            )
         self.register_buffer("bos", torch.tensor(bos, dtype=torch.long), False)
         self.register_buffer(
             "prompt", torch.tensor(prompt_ids, dtype=torch.long), False
@@ -235,11 +261,14 @@ class PrefixDecoder(nn.Module):
         Raises
         ------
         ValueError
-            If the embeddings are not (N, d).
+            If the embeddings are not (N, d), or ``max_new_tokens`` are more than the
+            language model can read.
         """
         self.eval()
+        generation = {"max_new_tokens": 50, **generation}
+        self._check_room(generation["max_new_tokens"])
         settings = GenerationConfig(
-            **{"max_new_tokens": 50, **generation},
+            **generation,
             bos_token_id=self.tokenizer.bos_token_id,
             eos_token_id=self.tokenizer.eos_token_id,
             pad_token_id=self._pad,
@@ -260,13 +289,30 @@ class PrefixDecoder(nn.Module):
             for rows in embeddings.split(batch_size):
                 head = self._head(rows)
                 mask = head.new_ones(head.shape[:2], dtype=torch.long)
-                tokens = self.lm.generate(
-                    inputs_embeds=head, attention_mask=mask, generation_config=settings
-                )
+                try:
+                    tokens = self.lm.generate(
+                        inputs_embeds=head,
+                        attention_mask=mask,
+                        generation_config=settings,
+                    )
+                except (TypeError, IndexError) as error:  # sizes that do not fit
+                    raise _damaged(self.config["lm"], error) from error
                 texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
                 captions += [" ".join(text.split()) for text in texts]
                 bar.update(len(rows))
         return captions
+
+    def _check_room(self, new: int) -> None:
+        reads = getattr(self.lm.config, "max_position_embeddings", None)
+        if reads is None:
+            return
+        prefix = self.config["prefix_length"]
+        room = reads - len(self.bos) - prefix - len(self.prompt)
+        if new > room:
+            raise ValueError(
+                f"max_new_tokens {new} is more than the {room} that a language model "
+                f"which reads {reads} tokens can write; give {room} or fewer."
+            )
 
     def _head(self, embeddings: Tensor) -> Tensor:
         """What stands before the caption: (N, 1 + k + prompt, width)."""
@@ -423,23 +469,8 @@ def _draw_seed(generator: torch.Generator) -> int:
 
 
 def _load_lm(lm: str, lm_training: str, dtype: str):
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(lm)
-        kind = getattr(torch, dtype)
-        if lm_training == "scratch":
-            config = AutoConfig.from_pretrained(lm)
-            model = AutoModelForCausalLM.from_config(config, dtype=kind)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(lm, dtype=kind)
-    # transformers opens the name None where a folder has no tokenizer: TypeError, ...
-    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
-        raise OSError(
-            f"No causal language model at {lm}: give mini, a folder with config, "
-            "weights and tokenizer, or a Hugging Face id (its first use needs the "
-            "network; a gated one such as meta-llama/Llama-2-7b-hf needs its license "
-            "accepted on its page and `hf auth login`). The reason: "
-            f"{str(error).strip().partition(chr(10))[0]}"
-        ) from error
+    with _damage_told(lm):
+        tokenizer, model = _load_parts(lm, lm_training, dtype)
     if tokenizer.eos_token_id is None:
         raise ValueError(
             f"The tokenizer of {lm} has no end-of-sequence token, so captions would "
@@ -447,6 +478,50 @@ def _load_lm(lm: str, lm_training: str, dtype: str):
         )
     model.generation_config = GenerationConfig()  # its own would override ours
     return tokenizer, model
+
+
+def _load_parts(lm: str, lm_training: str, dtype: str):
+    # Else transformers asks on the terminal whether to run a folder's own code.
+    safe = {"trust_remote_code": False}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(lm, **safe)
+        kind = getattr(torch, dtype)
+        if lm_training == "scratch":
+            config = AutoConfig.from_pretrained(lm, **safe)
+            model = AutoModelForCausalLM.from_config(config, dtype=kind, **safe)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(lm, dtype=kind, **safe)
+    # transformers opens the name None where a folder has no tokenizer: TypeError, ...
+    except (OSError, SafetensorError, ValueError, TypeError, AttributeError) as error:
+        raise OSError(
+            f"No causal language model at {lm}: give mini, a folder with config, "
+            "weights and tokenizer, or a Hugging Face id (its first use needs the "
+            "network; a gated one such as meta-llama/Llama-2-7b-hf needs its license "
+            "accepted on its page and `hf auth login`). The reason: "
+            f"{_first_line(error)}"
+        ) from error
+    return tokenizer, model
+
+
+@contextlib.contextmanager
+def _damage_told(lm: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises Exception, and panics are none
+        raise _damaged(lm, error) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
+
+
+def _damaged(lm: str | Path, error: BaseException) -> ValueError:
+    return ValueError(
+        f"The language model or tokenizer at {lm} is damaged; save or download it "
+        f"again. The reason: {_first_line(error)}"
+    )
 
 
 def _add_lora(model: nn.Module, lm: str, rank, alpha, dropout, targets) -> nn.Module:
@@ -476,16 +551,24 @@ def _add_lora(model: nn.Module, lm: str, rank, alpha, dropout, targets) -> nn.Mo
 
 def _projector(kind: str, dim: int, prefix_length: int, width: int) -> nn.Module:
     out = prefix_length * width
+    numbers = dim * out if kind == "linear" else (dim + out) * (out // 2)
+    if prefix_length < 1 or numbers > _NUMBERS:
+        raise ValueError(
+            f"A {kind} projector from {dim} numbers to {prefix_length} times {width} "
+            f"would have {numbers} weights; set prefix_length so that it has between 1 "
+            f"and {_NUMBERS}."
+        )
     if kind == "linear":
         return nn.Linear(dim, out)
     return nn.Sequential(nn.Linear(dim, out // 2), nn.ReLU(), nn.Linear(out // 2, out))
 
 
-def _frame(tokenizer, prompt: str) -> tuple[list[int], list[int]]:
+def _frame(tokenizer, prompt: str, lm: str) -> tuple[list[int], list[int]]:
     """The start token, where the tokenizer puts one before a text, and the prompt."""
-    start = tokenizer("a").input_ids[:1]
-    bos = start if start == [tokenizer.bos_token_id] else []
-    return bos, tokenizer(prompt, add_special_tokens=False).input_ids
+    with _damage_told(lm):  # settings of the wrong kind show when it is used
+        start = tokenizer("a").input_ids[:1]
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+    return start if start == [tokenizer.bos_token_id] else [], ids
 
 
 def _read_config(path: Path) -> dict:
@@ -494,13 +577,12 @@ def _read_config(path: Path) -> dict:
             f"{path} is missing, so {path.parent} is not a saved decoder; make one "
             "with recipes/AudioCaps/caption.py."
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        version = config.pop("format")
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    config = read_json(path, "export the decoder again")
+    version = config.pop("format", None)
+    if version is None:
         raise ValueError(
             f"{path} is not the configuration of a decoder; export it again."
-        ) from error
+        )
     if version != FORMAT:
         raise ValueError(
             f"{path} has format {version!r} and this dlink_plugin reads {FORMAT}; "
@@ -512,4 +594,33 @@ def _read_config(path: Path) -> dict:
             f"{path} does not have the arguments of PrefixDecoder (see {strange}); "
             "export it again."
         )
+    for name, value in config.items():
+        _check_bounds(path, name, value)
+    if config["lm_training"] in ("scratch", "full"):
+        _check_depth(path.parent / _LM)
     return config
+
+
+def _check_bounds(path: Path, name: str, value) -> None:
+    kind, least, most = _BOUNDS[name]
+    plain = type(value) is kind or (kind is float and type(value) is int)
+    size = len(value) if plain and kind in (str, list) else value
+    words = kind is not list or (plain and all(isinstance(v, str) for v in value))
+    if not (plain and words and least <= size <= most):
+        raise ValueError(
+            f"{path} has {str(value)[:50]!r} for {name}, which cannot be; export the "
+            "decoder again."
+        )
+
+
+def _check_depth(lm: Path) -> None:
+    """Layers are made one by one, even where they take no memory."""
+    try:
+        sizes = AutoConfig.from_pretrained(lm, trust_remote_code=False)
+        sizes = sizes.get_text_config()
+        layers = sizes.num_hidden_layers
+        heads = getattr(sizes, "num_attention_heads", 1)
+        if layers > _LAYERS or heads < 1:
+            raise ValueError(f"it has {layers} layers and {heads} heads")
+    except Exception as error:  # a strange size fails in many ways
+        raise _damaged(lm, error) from error

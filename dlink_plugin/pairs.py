@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from .reading import read_npy
+
 __all__ = ["Captioned", "ClipBatches", "MappedRows", "Pairs", "seeded"]
 
 _POOL = 32  # batches whose captions are sorted by length together
@@ -28,6 +30,8 @@ class MappedRows:
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such file.
     ValueError
         If the file holds something else.
 
@@ -45,7 +49,7 @@ class MappedRows:
 
     def __init__(self, file: str | Path):
         self.file = file
-        whole = np.load(file, mmap_mode="r", allow_pickle=False)
+        whole = read_npy(file)
         if whole.ndim != 2 or whole.dtype not in (np.float32, np.float16):
             raise ValueError(
                 f"{file} holds {whole.dtype} {whole.shape}; give one array (N, d) of "
@@ -54,6 +58,7 @@ class MappedRows:
         self.shape = torch.Size(whole.shape)
         self._layout = {"dtype": whole.dtype, "offset": whole.offset}
         self._layout |= {"shape": whole.shape, "mode": "r"}
+        self._layout["order"] = "C" if whole.flags.c_contiguous else "F"
 
     def __len__(self) -> int:
         return self.shape[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from . import figures
 from .bridges.sealed import whole
 from .embeddings import Embeddings
 from .mini.corpus import subsets
+from .reading import read_json
 from .scoring import compare, write_predictions
 from .standings import mean_and_std
 
@@ -171,25 +173,51 @@ def over_seeds(files: Sequence[str | Path]) -> dict:
     Raises
     ------
     ValueError
-        If there are fewer than two files, or they are not about the same clips.
+        If there are fewer than two files, one is no gap.json or scores.json, or they
+        are not about the same clips and systems.
     """
-    runs = [json.loads(Path(file).read_text(encoding="utf-8")) for file in files]
-    if len(runs) < 2 or len({(run["data"], run["clips"]) for run in runs}) > 1:
+    runs = [_read_run(file) for file in files]
+    if len(runs) < 2 or any(_about(run) != _about(runs[0]) for run in runs):
         raise ValueError(
-            f"{len(runs)} files of different data or clips have no common mean; give "
-            "the gap.json or scores.json of two or more seeds of one experiment."
+            f"{len(runs)} files of different data, clips or systems have no common "
+            "mean; give the gap.json or scores.json of two or more seeds of one "
+            "experiment."
         )
     heads = ("data", "clips", "captions", "tokenizer")
     summary = {key: runs[0][key] for key in heads if key in runs[0]}
     summary["runs"] = len(runs)
     tables = [_rows(run) for run in runs]
-    for name, row in tables[0].items():
-        summary[name] = {
-            criterion: mean_and_std([table[name][criterion] for table in tables])
-            for criterion in row
-            if all(criterion in table[name] for table in tables)
-        }
+    for name in tables[0]:
+        if all(name in table for table in tables):
+            summary[name] = _mean_row([table[name] for table in tables])
     return summary
+
+
+def _mean_row(rows: Sequence[Mapping]) -> dict[str, dict[str, float]]:
+    return {
+        criterion: mean_and_std([row[criterion] for row in rows])
+        for criterion in rows[0]
+        if all(criterion in row for row in rows)
+    }
+
+
+def _read_run(file: str | Path) -> dict:
+    run = read_json(file, "give the gap.json or scores.json of a run")
+    try:
+        values = [value for row in _rows(run).values() for value in row.values()]
+        good = {"data", "clips"} <= run.keys() and all(map(math.isfinite, values))
+    except (KeyError, AttributeError, TypeError, OverflowError):
+        good = False
+    if not good:
+        raise ValueError(
+            f"{file} is no gap.json or scores.json; give one that a recipe wrote."
+        )
+    return run
+
+
+def _about(run: Mapping) -> tuple:
+    # Ratios may be void for one seed alone.
+    return run["data"], run["clips"], _rows(run).keys() - set(_RATIOS)
 
 
 def _rows(run: Mapping) -> dict[str, Mapping]:

@@ -29,6 +29,7 @@ __all__ = [
     "clean",
     "compare",
     "plain_tokens",
+    "safe_cell",
     "score",
     "write_predictions",
 ]
@@ -50,6 +51,7 @@ _CLITIC = r"'(?:s|m|d|re|ve|ll)\b"
 _TOKEN = re.compile(
     rf"\w+(?=n't\b)|n't\b|{_CLITIC}|\d+(?:[.,:]\d+)+|\w+(?:-\w+|(?!{_CLITIC})'\w+)*"
 )
+_FORMULA = re.compile(r"[=+@\t\r\n]|-(?![\w.-]*\Z)")
 # Its own command does not start where torchaudio needs compat.
 _DOWNLOAD = (
     'python -c "import dlink_plugin.compat, aac_metrics.download as d; '
@@ -105,6 +107,29 @@ def clean(caption: str) -> str:
     """
     kept = (c if c.isprintable() else " " for c in caption if c not in "[]{}()")
     return " ".join("".join(kept).split())
+
+
+def safe_cell(text: str) -> str:
+    """A cell of a CSV file that no spreadsheet program takes for a formula.
+
+    One that begins with = + - @, a tab or a line break gets an apostrophe before it. A
+    dash before letters, digits, dots and dashes alone is left: YouTube's names begin
+    so, and it computes nothing but numbers.
+
+    Arguments
+    ---------
+    text : str
+
+    Returns
+    -------
+    cell : str
+
+    Example
+    -------
+    >>> safe_cell("=1+1"), safe_cell("- a dog"), safe_cell("-0dX_9_30.flac")
+    ("'=1+1", "'- a dog", '-0dX_9_30.flac')
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
 @functools.lru_cache(maxsize=2**16)  # references are scored again with every system
@@ -322,7 +347,8 @@ def write_predictions(
     Columns ``fname``, ``caption_predicted``, ``caption_1`` to ``caption_K``, all texts
     passed through ``clean``. A clip with fewer references than the K of the richest has
     its own again, from the first: a blank cell would count as a reference that nothing
-    matches. References without a word are left out.
+    matches. References without a word are left out. No cell is a formula to a
+    spreadsheet program (see ``safe_cell``); scores are not affected.
 
     Arguments
     ---------
@@ -354,7 +380,8 @@ def write_predictions(
         rows.writerow(["fname", "caption_predicted", *columns])
         for name, said, refs in zip(fnames, predictions, references, strict=True):
             told = itertools.cycle([clean(ref) for ref in refs if plain_tokens(ref)])
-            rows.writerow([name, clean(said), *itertools.islice(told, width)])
+            cells = [name, clean(said), *itertools.islice(told, width)]
+            rows.writerow(map(safe_cell, cells))
     draft.replace(path)
 
 

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize
 
 from .embeddings import Embeddings
 from .pairs import Pairs, seeded
+from .reading import read_npy
 
 __all__ = ["Split", "corpus_split", "fold_splits", "read_arrays"]
 
@@ -103,18 +104,13 @@ def read_arrays(
 
 
 def _read(file: str | Path) -> np.ndarray:
-    try:
-        array = np.load(file, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    array = read_npy(file)
+    if array.dtype.kind not in "fiu" or array.ndim != 2 or not array.size:
         raise ValueError(
-            f"{file} is not a .npy file of numbers ({error}); save it with "
-            "numpy.save(file, array)."
-        ) from error
-    numeric = isinstance(array, np.ndarray) and array.dtype.kind in "fiu"
-    if not numeric or array.ndim != 2 or not array.size:
-        what = f"{array.dtype} {array.shape}" if hasattr(array, "shape") else "several"
-        raise ValueError(f"{file} holds {what}; give one array (N, d) of numbers.")
-    return array.astype(np.float64)
+            f"{file} holds {array.dtype} {array.shape}; give one array (N, d) of "
+            "numbers."
+        )
+    return np.array(array, dtype=np.float64)
 
 
 def fold_splits(audio: Tensor, text: Tensor, folds: int, seed: int) -> list[Split]:

@@ -13,6 +13,7 @@ from torch.nn.functional import normalize
 
 from dlink_plugin.audio import BadAudio
 from dlink_plugin.bridges import C3, Bridge, DiffusionLink, Identity
+from dlink_plugin.bridges.sealed import unseal
 from dlink_plugin.captioner import Captioner, export_captioner
 from dlink_plugin.choosing import Chooser, caption_draws
 from dlink_plugin.decoder import PrefixDecoder
@@ -305,6 +306,19 @@ def test_parts_of_different_widths_are_refused(tiny_clap, decoder):
         ({"format": 9}, "format 9"),
         ({"generation": None}, "no proper 'generation'"),
         ({"clap": ["a"]}, "no proper 'clap'"),
+        ({"texts": ["a", 1]}, "no proper 'texts'"),
+        ({"generation": {"num_beams": 10**9}}, "num_beams '1000000000'; give int from"),
+        ({"generation": {"num_beams": 0}}, "num_beams '0'; give int from 1 to 100"),
+        ({"generation": {"num_beams": 2.5}}, "num_beams '2.5'"),
+        ({"generation": {"num_beams": True}}, "num_beams 'True'"),
+        ({"generation": {"num_beams": [[3]]}}, r"num_beams '\[\[3\]\]'"),
+        ({"generation": {"max_new_tokens": "9"}}, "max_new_tokens '9'; give int"),
+        ({"generation": {"max_new_tokens": 1001}}, "from 1 to 1000"),
+        ({"generation": {"temperature": float("nan")}}, "temperature 'nan'"),
+        ({"generation": {"top_p": 2}}, "top_p '2'; give float from 0.01 to 1"),
+        ({"generation": {"do_sample": "yes"}}, "do_sample 'yes'; give bool"),
+        ({"generation": {"num_return_sequences": 9}}, "'num_return_sequences'.* none"),
+        ({"generation": {"custom_generate": "a/b"}}, "'custom_generate'.* remove it"),
     ],
 )
 def test_an_altered_config_is_refused(captioner, tmp_path, changes, sentence):
@@ -312,6 +326,35 @@ def test_an_altered_config_is_refused(captioner, tmp_path, changes, sentence):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, **changes}))
     with pytest.raises(ValueError, match=sentence):
+        Captioner.from_pretrained(tmp_path)
+
+
+def test_the_settings_of_the_recipes_can_be_loaded(captioner, tmp_path):
+    generation = {
+        "num_beams": 4,
+        "max_new_tokens": 9,
+        "repetition_penalty": 1,
+        "do_sample": False,
+        "temperature": 1.0,
+        "top_p": 0.9,
+    }
+    captioner.save_pretrained(tmp_path)
+    unseal(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text()) | {"generation": generation}
+    path.write_text(json.dumps(config))
+    loaded = Captioner.from_pretrained(tmp_path)
+    assert loaded.generation == generation
+    assert loaded.caption([tone(440)])[0].error is None
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "[]", "\ufeff{}", '{"a": "\\ud800"}']
+)
+def test_a_config_that_is_no_object_is_refused(captioner, tmp_path, content):
+    captioner.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match="config.json is not .*; save the captioner"):
         Captioner.from_pretrained(tmp_path)
 
 

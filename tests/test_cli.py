@@ -12,7 +12,7 @@ import torch
 
 from dlink_plugin import cli
 from dlink_plugin.bridges import DiffusionLink, MeanShift
-from dlink_plugin.captioner import Captioner
+from dlink_plugin.captioner import Captioner, Result
 from dlink_plugin.gap import modality_gap
 from dlink_plugin.judge import cross
 
@@ -107,6 +107,18 @@ def test_csv_can_be_read_back(dlink, model, sounds):
     assert code == 0 and row["file"].endswith("b.wav")
     assert row["raw_caption"] != "" or row["caption"] != ""
     assert -1 <= float(row["similarity"]) <= 1
+
+
+def test_csv_holds_no_formula(capsys):
+    texts = ("=cmd|' /C calc'!A0", "@SUM(A1)", "+1+1", "-2+3", "\t=1", "\r=1")
+    for text in texts:
+        result = Result(text, text, (text, text), -0.25, text, text)
+        cli._write_csv([result])
+        (row,) = csv.DictReader(io.StringIO(capsys.readouterr().out, newline=""))
+        assert row.pop("similarity") == "-0.25"
+        alternatives = row.pop("alternatives")
+        assert alternatives == f"'{text} | {text}"
+        assert set(row.values()) == {f"'{text}"}
 
 
 def test_the_table_shows_captions_and_errors(dlink, model, sounds):
@@ -219,7 +231,9 @@ def test_info_says_what_a_folder_is(dlink, model):
         (None, "nothing is saved in"),
         ("{", "not JSON"),
         ("[]", "not a JSON object"),
+        ("[" * 100_000, "not JSON"),
         ("{}", "describes no bridge"),
+        ('{"kind": "captioner"}', "nothing is saved in"),
     ],
 )
 def test_info_on_something_else_is_one_sentence(dlink, tmp_path, content, sentence):
@@ -227,6 +241,22 @@ def test_info_on_something_else_is_one_sentence(dlink, tmp_path, content, senten
         (tmp_path / "config.json").write_text(content)
     code, _, err = dlink("info", tmp_path)
     assert code == 1 and sentence in err
+
+
+def test_info_is_not_led_in_circles(dlink, tmp_path):
+    (tmp_path / "config.json").write_text('{"kind": "captioner"}')
+    for part in ("bridge", "decoder"):
+        (tmp_path / part).symlink_to(tmp_path)
+    code, _, err = dlink("info", tmp_path)
+    assert code == 1 and "describes no bridge" in err
+
+
+def test_info_shows_what_a_terminal_would_obey(dlink, tmp_path):
+    hostile = {"bridge": "x", "dim": 3, "needs": "nothing", "a": "\x1b[2J"}
+    (tmp_path / "config.json").write_text(json.dumps(hostile))
+    code, out, _ = dlink("info", tmp_path)
+    assert code == 0 and "\x1b" not in out and '"\\u001b[2J"' in out
+    assert "audio embeddings of 3 numbers" in out and "nothing" not in out
 
 
 def test_help_imports_nothing_heavy():

@@ -289,3 +289,13 @@ def test_a_folder_of_other_bridges_is_not_taken_for_these(related, hparams, tmp_
     other = replace(related, valid=related.test)
     with pytest.raises(ValueError, match="trained with another data"):
         claim(tmp_path, hparams, other)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "[" * 100_000])
+def test_a_damaged_note_of_what_was_trained_is_named(
+    related, hparams, tmp_path, content
+):
+    (tmp_path / "made_from.json").write_text(content)
+    sentence = "made_from.json is not .*; give another --output_folder or delete it"
+    with pytest.raises(ValueError, match=sentence):
+        claim(tmp_path, hparams, related)

@@ -188,6 +188,73 @@ def test_an_unreadable_table_is_named(audiocaps_tree, clotho_tree, load, corpus,
     assert table in str(caught.value)
 
 
+AUDIOCAPS_VAL = "AUDIOCAPS/csv_files_v1/val.csv"
+CLOTHO_VAL = "CLOTHO_v2.1/clotho_csv_files/clotho_captions_validation.csv"
+TABLES = pytest.mark.parametrize(
+    "corpus, table", [("audiocaps", AUDIOCAPS_VAL), ("clotho", CLOTHO_VAL)]
+)
+ONE_CELL_TOO_LONG = b'"' + b"x, " * 3_000_000 + b'"'
+
+
+@TABLES
+@pytest.mark.parametrize(
+    "row, sentence",
+    [
+        (ONE_CELL_TOO_LONG, "more than 131072 characters: is a quotation mark left"),
+        (b"M\xf6we", "it is not UTF-8: invalid start byte at byte"),
+        ("Möwe".encode("utf-16"), "it is not UTF-8"),
+    ],
+)
+def test_a_hostile_table_is_one_short_sentence(
+    audiocaps_tree, clotho_tree, load, texts, corpus, table, row, sentence
+):
+    file = clotho_tree / table
+    with file.open("ab") as tail:
+        tail.write(row + b"\r\n")
+    for read in (lambda: load(corpus, "val"), lambda: texts(file)):
+        with pytest.raises(ValueError, match=sentence) as caught:
+            read()
+        message = str(caught.value)
+        assert message.startswith(str(file)) and "\n" not in message
+        assert len(message) < len(str(file)) + 200
+
+
+def test_what_csv_refuses_is_told_with_the_file(clotho_tree, load, texts, monkeypatch):
+    def refuse(*_):
+        raise csv.Error("line contains NUL")  # Python 3.10
+
+    monkeypatch.setattr(csv, "DictReader", refuse)
+    with pytest.raises(ValueError, match=f"{CLOTHO_VAL} cannot .*contains NUL"):
+        load("clotho", "val")
+    with pytest.raises(ValueError, match=f"{CLOTHO_VAL} cannot .*contains NUL"):
+        texts(clotho_tree / CLOTHO_VAL)
+
+
+def test_a_row_with_too_few_or_too_many_cells(audiocaps_tree, clotho_tree, load):
+    edit(clotho_tree / AUDIOCAPS_VAL, lambda rows: rows.append(["9", "clip9"]))
+    with pytest.raises(ValueError, match="a row has too few cells"):
+        load("audiocaps", "val")
+    change = lambda rows: (rows[1].extend("xyz"), rows[2].__delitem__(slice(2, 9)))  # noqa: E731
+    edit(clotho_tree / CLOTHO_VAL, change)
+    assert [len(clip.captions) for clip in load("clotho", "val").clips] == [5, 1]
+
+
+@pytest.mark.parametrize("stray", [True, False])
+def test_a_name_with_a_path_reads_nothing_outside_the_folder(clotho_tree, load, stray):
+    folder = clotho_tree / "CLOTHO_v2.1" / "clotho_audio_files"
+    outside = folder / "development" / "clip 20.wav"
+    names = ["../development/clip 20.wav", str(outside), "..", "./clip 24.wav", ""]
+    edit(
+        clotho_tree / CLOTHO_VAL,
+        lambda rows: rows.extend([name, *"abcde"] for name in names),
+    )
+    if stray:
+        (folder / "validation" / "stray").touch()
+    corpus = load("clotho", "val")
+    assert [clip.fname for clip in corpus.clips] == ["clip 23.wav", "clip 24.wav"]
+    assert corpus.rows_without_audio == len(names)
+
+
 def test_unknown_names_are_refused(load):
     with pytest.raises(ValueError, match="No corpus 'macs'; choose one of audiocaps"):
         load("macs", "train")
@@ -267,6 +334,14 @@ def test_texts_are_the_caption_columns_of_a_table(tmp_path, texts):
     assert texts(file) == ("a, b", "c", "d", "", "e", "")
     write_rows(file, ("caption", "id"), [("käuzchen", 1), ("two\nlines", 2)])
     assert texts(file) == ("käuzchen", "two\nlines")
+
+
+def test_a_text_file_that_holds_no_captions_is_named(tmp_path, texts):
+    file = tmp_path / "more.txt"
+    for content, sentence in ((b"M\xf6we", "UTF-8"), (b"x" * 10**7, "131072 char")):
+        file.write_bytes(b"rain\n" + content)
+        with pytest.raises(ValueError, match=f"{file} cannot be read .*{sentence}"):
+            texts(file)
 
 
 @pytest.mark.parametrize(

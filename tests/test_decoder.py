@@ -591,7 +591,8 @@ def saved(make, tmp_path):
         ({"surprise": 1}, r"arguments of PrefixDecoder \(see \['surprise'\]\)"),
         ({"lm": ...}, r"arguments of PrefixDecoder \(see \['lm'\]\)"),
         ({"prompt": ...}, r"arguments of PrefixDecoder \(see \['prompt'\]\)"),
-        ({"lm_training": ["x"]}, "is unknown"),
+        ({"lm_training": ["x"]}, "for lm_training, which cannot be"),
+        ({"lm_training": "x"}, "is unknown"),
         ({"dim": 7}, "trained tensors do not fit this decoder"),
         ({"projector": "mlp"}, "trained tensors do not fit this decoder"),
     ],
@@ -606,7 +607,7 @@ def test_an_altered_config_is_refused_with_a_sentence(saved, changes, sentence):
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "3"])
 def test_a_config_that_is_no_json_object_is_refused(saved, text):
     (saved / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="is not the configuration of a decoder"):
+    with pytest.raises(ValueError, match="config.json is not (JSON|a JSON object)"):
         PrefixDecoder.from_pretrained(saved)
 
 
@@ -664,3 +665,132 @@ def test_the_tokenizer_travels_with_a_decoder_trained_whole(make, tmp_path):
     decoder.save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "lm")
     assert tokenizer("a dog").input_ids == decoder.tokenizer("a dog").input_ids
+
+
+# What a stranger's folder may hold
+
+
+@pytest.fixture
+def whole(make, tmp_path):
+    """A decoder saved with its language model, which a stranger then alters."""
+    make("scratch", projector="linear").save_pretrained(tmp_path / "whole")
+    unseal(tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"prefix_length": 10**12},
+        {"prefix_length": 0},
+        {"prefix_length": "2"},
+        {"prefix_length": 2.5},
+        {"prefix_length": True},
+        {"dim": 10**12},
+        {"dim": float("nan")},
+        {"prompt": 5},
+        {"prompt": "a" * 10_001},
+        {"gradient_checkpointing": "no"},
+        {"lora_rank": 10**12},
+        {"lora_alpha": float("inf")},
+        {"lora_dropout": 1.5},
+        {"lora_targets": "c_attn"},
+        {"lora_targets": [3]},
+    ],
+)
+def test_absurd_sizes_are_refused_before_anything_is_built(saved, changes, monkeypatch):
+    monkeypatch.setattr("dlink_plugin.decoder._load_lm", None)
+    edit(saved / "config.json", **changes)
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"config.json has .* for {name}, which"):
+        PrefixDecoder.from_pretrained(saved)
+
+
+def test_a_projector_beyond_any_use_is_refused(make):
+    with pytest.raises(ValueError, match="set prefix_length so that"):
+        make("scratch", prefix_length=10**9)
+    with pytest.raises(ValueError, match="set prefix_length so that"):
+        make("scratch", prefix_length=0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"n_embd": 2**20, "n_head": 2},
+        {"vocab_size": 10**12},
+        {"n_inner": 10**12},
+        {"n_layer": 10**12},
+        {"n_layer": 999},
+        {"n_layer": "2"},
+        {"n_head": -1},
+        {"n_head": 0},
+        {"activation_function": "none"},
+    ],
+)
+def test_a_language_model_larger_than_its_weights_is_not_built(whole, changes):
+    edit(whole / "lm" / "config.json", **changes)
+    with pytest.raises(ValueError, match="is damaged|cannot be read as the decoder"):
+        PrefixDecoder.from_pretrained(whole)
+
+
+def test_no_code_of_a_folder_is_run_or_asked_about(whole, folders, monkeypatch):
+    def ask(*_):
+        raise AssertionError("asked on the terminal")
+
+    monkeypatch.setattr("builtins.input", ask)
+    strange = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    edit(whole / "lm" / "config.json", auto_map=strange, model_type="strange")
+    (whole / "lm" / "own.py").write_text("raise AssertionError('run')")
+    with pytest.raises(ValueError, match=f"at {whole / 'lm'} is damaged"):
+        PrefixDecoder.from_pretrained(whole)
+    for lm_training in ("scratch", "full"):
+        with pytest.raises(OSError, match=f"No causal language model at {whole}"):
+            PrefixDecoder(DIM, whole / "lm", lm_training)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"model": {}}', '{"version": "9"}', "[]", "[" * 10_000, "3"]
+)
+def test_a_damaged_tokenizer_is_one_sentence(whole, content):
+    (whole / "lm" / "tokenizer.json").write_text(content)
+    with pytest.raises((ValueError, OSError), match=f"{whole / 'lm'}") as caught:
+        PrefixDecoder.from_pretrained(whole)
+    assert "\n" not in str(caught.value)
+
+
+def test_even_a_panic_of_the_tokenizer_is_one_sentence(folders, monkeypatch):
+    class Panic(BaseException):
+        pass
+
+    def panic(*_, **__):
+        raise Panic("no entry found for key")
+
+    monkeypatch.setattr("dlink_plugin.decoder.AutoTokenizer.from_pretrained", panic)
+    with pytest.raises(ValueError, match="mini is damaged; .* no entry found"):
+        PrefixDecoder(DIM, folders / "mini", "scratch")
+
+
+def test_a_tokenizer_of_the_wrong_kind_is_one_sentence(whole):
+    edit(whole / "lm" / "tokenizer_config.json", model_max_length="many")
+    with pytest.raises(ValueError, match=f"{whole / 'lm'} is damaged"):
+        PrefixDecoder.from_pretrained(whole)
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused(whole, copied):
+    large = copied("mini")
+    path = whole / "lm" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["added_tokens"][2]["id"] = 5000
+    content["model"]["vocab"]["</s>"] = 5000
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tokens beyond the 300"):
+        PrefixDecoder(DIM, whole / "lm", "scratch")
+    assert PrefixDecoder(DIM, large, "scratch").tokenizer.eos_token_id < 300
+
+
+def test_more_tokens_than_the_model_reads_are_refused(make):
+    decoder = make("scratch", prefix_length=3, prompt="a dog")
+    room = 64 - 1 - 3 - len(decoder.prompt)
+    assert len(decoder.generate(draw(1), max_new_tokens=room, min_new_tokens=room)) == 1
+    with pytest.raises(ValueError, match=f"{room + 1} is more than .*give {room} or"):
+        decoder.generate(draw(1), max_new_tokens=room + 1)

@@ -1,5 +1,6 @@
-"""The demo page, driven as a user would: in a headless Chromium."""
+"""The demo page, driven as a user would, in a headless Chromium, and as a program."""
 
+import json
 import os
 import shutil
 import socket
@@ -14,12 +15,6 @@ import pytest
 import soundfile
 
 pytest.importorskip("gradio", reason="the demo page needs the extra 'demo'")
-webdriver = pytest.importorskip("selenium.webdriver")
-if not (shutil.which("chromium") and shutil.which("chromedriver")):
-    pytest.skip("there is no chromium and chromedriver", allow_module_level=True)
-
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 
 SWITCHES = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
@@ -64,6 +59,9 @@ def page(saved_captioner, tmp_path_factory):
 
 @pytest.fixture
 def browser(tmp_path):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    if not (shutil.which("chromium") and shutil.which("chromedriver")):
+        pytest.skip("there is no chromium and chromedriver")
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for switch in (*SWITCHES, f"--user-data-dir={tmp_path / 'profile'}"):
@@ -76,6 +74,9 @@ def browser(tmp_path):
 
 def upload(browser, path):
     """Put a file into the page's sound and wait until it is there."""
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
     wait = WebDriverWait(browser, 60)
     field = wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "input[type=file]"))
     field.send_keys(str(path))
@@ -91,16 +92,17 @@ def test_a_sound_gets_two_captions_and_a_map(page, browser, tmp_path):
     browser.get(page)
     wait = upload(browser, tmp_path / "tone.wav")
 
+    def find(selector):
+        return browser.find_element("css selector", selector)
+
     def text_of(name):
-        return browser.find_element(By.CSS_SELECTOR, f"#{name} textarea").get_property(
-            "value"
-        )
+        return find(f"#{name} textarea").get_property("value")
 
     wait.until(lambda b: text_of("bridged"))
     assert text_of("raw")
-    drawn = wait.until(lambda b: b.find_element(By.CSS_SELECTOR, "#map img"))
+    drawn = wait.until(lambda b: find("#map img"))
     wait.until(lambda b: drawn.get_property("naturalWidth") > 300)
-    assert browser.find_elements(By.CSS_SELECTOR, "#alternatives li")
+    assert browser.find_elements("css selector", "#alternatives li")
     shot = os.environ.get("DLINK_SCREENSHOT")
     if shot:
         browser.save_screenshot(shot)
@@ -112,6 +114,91 @@ def test_a_silent_sound_is_told_without_the_servers_path(page, browser, tmp_path
     wait = upload(browser, tmp_path / "silence.wav")
     # While the message fades in, its text reads as empty.
     told = wait.until(
-        lambda b: b.find_element(By.CSS_SELECTOR, ".toast-body, .toast-text").text
+        lambda b: b.find_element("css selector", ".toast-body, .toast-text").text
     )
     assert "silence.wav is silent" in told and "/" not in told
+
+
+# What a program may send
+
+
+def get(address, data=None, **headers):
+    request = urllib.request.Request(address, data, headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return answer.read().decode()
+
+
+def send(page, path):
+    """Upload a file; where the server says it put it."""
+    data = (
+        f'--x\r\nContent-Disposition: form-data; name="files"; filename="{path.name}"'
+        "\r\nContent-Type: audio/wav\r\n\r\n"
+    ).encode()
+    data += path.read_bytes() + b"\r\n--x--\r\n"
+    kind = "multipart/form-data; boundary=x"
+    answer = get(f"{page}/gradio_api/upload", data, **{"Content-Type": kind})
+    return json.loads(answer)[0]
+
+
+def ask(page, **sound):
+    """What the endpoint of the button answers: "complete" or "error", and the rest."""
+    sound = {"meta": {"_type": "gradio.FileData"}, **sound}
+    sound = {key: value for key, value in sound.items() if value is not None}
+    call = json.dumps({"data": [sound]}).encode()
+    address = f"{page}/gradio_api/call/caption"
+    started = get(address, call, **{"Content-Type": "application/json"})
+    answer = get(f"{address}/{json.loads(started)['event_id']}")
+    kind, _, rest = answer.removeprefix("event: ").partition("\n")
+    return kind, rest
+
+
+def write_tone(path, seconds=1.0, rate=16000):
+    wave = 0.3 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    soundfile.write(path, np.resize(wave, round(seconds * rate)), rate)
+    return path
+
+
+def test_an_uploaded_sound_is_captioned(page, tmp_path):
+    kind, rest = ask(page, path=send(page, write_tone(tmp_path / "tone.wav")))
+    assert kind == "complete", rest
+    caption, *_ = json.loads(rest.partition("data: ")[2])
+    assert caption.strip()
+
+
+@pytest.mark.parametrize("place", ["text", "sound", "upward", "url", "no meta"])
+def test_no_other_file_is_read_or_told_of(page, tmp_path, place):
+    secret = tmp_path / "secret.txt"
+    secret.write_text("in the vault")
+    other = write_tone(tmp_path / "other.wav")
+    sent = {
+        "text": {"path": str(secret)},
+        "sound": {"path": str(other)},
+        "upward": {"path": f"{send(page, other)}/../../../../../..{other}"},
+        "url": {"path": f"{page}/config"},
+        "no meta": {"path": str(other), "meta": None},
+    }[place]
+    kind, rest = ask(page, **sent)
+    assert kind == "error" and "vault" not in rest and "secret" not in rest
+    for route in ("file=", "file/"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            get(f"{page}/gradio_api/{route}{secret}")
+        assert refused.value.code in (403, 404)
+
+
+def test_ten_minutes_are_the_longest(page, tmp_path):
+    long = write_tone(tmp_path / "long.flac", 601, 8000)
+    kind, rest = ask(page, path=send(page, long))
+    assert kind == "error"
+    assert "long.flac is too long (more than 600 seconds)" in rest and "/" not in rest
+
+
+def test_the_page_says_how_large_a_file_may_be(page):
+    assert json.loads(get(f"{page}/config"))["max_file_size"] == 200 * 2**20
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a second loopback address")
+def test_the_page_is_for_this_machine_alone(page):
+    port = int(page.rpartition(":")[2])
+    with socket.socket() as probe:
+        # Taken on one address alone: another is still free.
+        probe.bind(("127.0.0.2", port))

@@ -219,3 +219,29 @@ def test_what_is_no_table_of_embeddings_is_refused(array, tmp_path):
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(ValueError, match="a.npy holds .* give one array"):
         MappedRows(tmp_path / "a.npy")
+
+
+# Rows on disk
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_mapped_rows_are_those_of_the_file(tmp_path, kind, order):
+    rows = np.random.default_rng(0).normal(size=(5, 3)).astype(kind)
+    np.save(tmp_path / "a.npy", np.asarray(rows, order=order))
+    mapped = MappedRows(tmp_path / "a.npy")
+    expected = torch.from_numpy(rows.astype(np.float32))
+    assert len(mapped) == 5
+    assert torch.equal(mapped[torch.tensor([4, 0])], expected[[4, 0]])
+    assert torch.equal(mapped[1:4], expected[1:4])
+
+
+def test_a_file_that_cannot_be_mapped_is_named(tmp_path):
+    file = tmp_path / "a.npy"
+    file.write_bytes(b"\x93NUMPY\x01\x00\x05\x00{'''\n")
+    with pytest.raises(ValueError, match=f"{file} is not a .npy file"):
+        MappedRows(file)
+    for strange in (np.ones(3), np.ones((2, 2)), np.array([["a"]])):
+        np.save(file, strange)
+        with pytest.raises(ValueError, match=f"{file} holds {strange.dtype}"):
+            MappedRows(file)

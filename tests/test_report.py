@@ -203,6 +203,45 @@ def test_scores_of_several_seeds_have_a_mean_and_a_deviation(tmp_path):
     assert vocab == "| vocab | 9.000 ± 0.000 | 8.000 ± 0.000 |  |"
 
 
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ("[" * 100_000, "is not JSON; give the gap.json"),
+        ("[]", "is not a JSON object"),
+        ("{}", "is no gap.json or scores.json"),
+        ('{"data": "x", "clips": 3}', "is no gap.json or scores.json"),
+        ('{"data": "x", "clips": 3, "systems": []}', "is no gap.json or scores.json"),
+        ('{"data": "x", "clips": 3, "none": {"a": "b"}}', "is no gap.json or scores"),
+        ('{"data": "x", "clips": 3, "none": {"a": NaN}}', "is no gap.json or scores"),
+        ('{"data": "x", "clips": 3, "none": {"a": [1]}}', "is no gap.json or scores"),
+    ],
+)
+def test_a_file_that_is_no_run_is_named(tmp_path, content, sentence):
+    report.write_json(tmp_path / "a.json", scores(0.5, 1.0))
+    (tmp_path / "b.json").write_text(content)
+    with pytest.raises(ValueError, match=sentence) as caught:
+        report.over_seeds([tmp_path / "a.json", tmp_path / "b.json"])
+    assert str(tmp_path / "b.json") in str(caught.value)
+
+
+def test_seeds_with_other_systems_have_no_mean(tmp_path):
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    other = scores(0.5, 1.0)
+    other["systems"]["third"] = other["systems"].pop("link")
+    for file, content in zip(files, [scores(0.5, 1.0), other], strict=True):
+        report.write_json(file, content)
+    with pytest.raises(ValueError, match="different data, clips or systems"):
+        report.over_seeds(files)
+
+
+def test_a_ratio_that_is_void_for_a_seed_has_no_mean(tmp_path):
+    files = [tmp_path / "a.json", tmp_path / "b.json"]
+    for file, ratio in zip(files, [{"cider_d": 1.0}, {}], strict=True):
+        report.write_json(file, {**scores(0.5, 1.0), "relative_gain": ratio})
+    summary = report.over_seeds(files)
+    assert "relative_gain" not in summary and "link" in summary
+
+
 def test_the_command_writes_summary_table_and_figure(tmp_path, capsys, monkeypatch):
     files = [tmp_path / "a.json", tmp_path / "b.json"]
     for file, content in zip(files, [scores(0.5, 1.0), scores(0.7, 1.4)], strict=True):

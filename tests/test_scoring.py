@@ -592,6 +592,20 @@ def test_clips_with_fewer_references_have_them_over_again(tmp_path):
     assert references == [list("abcde"), list("fgfgf"), list("hhhhh")]
 
 
+def test_predictions_hold_no_formula(tmp_path):
+    hostile = ["=cmd|' /C calc'!A0", "@SUM(A1)", "- a dog barks"]
+    names = ["=1.wav", "-0dX_9_30.flac", "-1+1.wav"]
+    write_predictions(tmp_path / "x.csv", names, hostile, [[h] for h in hostile])
+    with open(tmp_path / "x.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))[1:]
+    assert [row[0] for row in rows] == ["'=1.wav", "-0dX_9_30.flac", "'-1+1.wav"]
+    for row, text in zip(rows, hostile, strict=True):
+        assert row[1:] == [f"'{clean(text)}"] * 2
+        assert plain_tokens(row[1]) == plain_tokens(text)
+    predictions, references = read(tmp_path / "x.csv", 1)
+    assert cider_d(predictions, references) == cider_d(hostile, [[h] for h in hostile])
+
+
 def test_predictions_need_a_name_for_each(tmp_path):
     with pytest.raises(ValueError, match="2 names do not fit 3 predictions"):
         write_predictions(tmp_path / "x.csv", ["a", "b"], SAID, HEARD)

@@ -100,6 +100,14 @@ def test_files_that_are_no_arrays_are_refused(tmp_path):
         read_arrays(tmp_path / "c.npz", tmp_path / "c.npz")
 
 
+def test_a_header_that_promises_too_much_takes_no_memory(tmp_path):
+    head = "{'descr': '<f4', 'fortran_order': False, 'shape': (8000000000, 1)}"
+    raw = b"\x93NUMPY\x01\x00\x76\x00" + head.ljust(117).encode() + b"\n" + bytes(64)
+    (tmp_path / "a.npy").write_bytes(raw)
+    with pytest.raises(ValueError, match="a.npy is not a .npy file of numbers"):
+        read_arrays(tmp_path / "a.npy", tmp_path / "a.npy")
+
+
 @pytest.mark.parametrize("scale", [1e-200, 1e-14, 1e60, 1e200])
 def test_any_scale_is_taken(tmp_path, scale):
     rows = unit(20, 6)

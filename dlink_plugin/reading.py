@@ -1,0 +1,104 @@
+"""Reading files that somebody else wrote: what they should be, or one sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["read_json", "read_npy"]
+
+LARGEST_JSON = 1 << 26  # bytes: 64 MiB; what is written here is far smaller
+
+
+def read_json(path: str | Path, what_to_do: str) -> dict:
+    """The JSON object in a file.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file.
+    what_to_do : str
+        Ends the sentence where the file is not what it should be.
+
+    Returns
+    -------
+    content : dict
+        Its strings can be written as UTF-8; kinds and names are the caller's to check.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not JSON in UTF-8, no object, nested too deeply or over 64 MiB.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "a.json"
+    >>> _ = file.write_text('{"clips": 3}')
+    >>> read_json(file, "save it again")
+    {'clips': 3}
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {what_to_do}.")
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path} is larger than {LARGEST_JSON} bytes; {what_to_do}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        # An escape may stand for half a character, which no tokenizer or file takes.
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON; {what_to_do}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object; {what_to_do}.")
+    return content
+
+
+def read_npy(path: str | Path) -> np.memmap:
+    """The array in a ``.npy`` file, left on disk: no header can ask for memory.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file. Pickled objects are refused.
+
+    Returns
+    -------
+    array : np.memmap
+        Of any type and shape, read-only.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not one array of this format.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "a.npy"
+    >>> np.save(file, np.eye(3))
+    >>> read_npy(file).shape
+    (3, 3)
+    """
+    if not Path(path).is_file():  # opening a pipe would wait for a writer
+        raise FileNotFoundError(f"{path} is missing; give the name of a .npy file.")
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # numpy fails in many ways on a damaged header
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(
+            f"{path} is not a .npy file of numbers ({why}); save it with "
+            "numpy.save(file, array)."
+        ) from error
+    if not isinstance(array, np.memmap):
+        array.close()
+        raise ValueError(
+            f"{path} holds several arrays; give one array, saved with numpy.save."
+        )
+    return array
