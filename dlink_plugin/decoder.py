@@ -9,10 +9,9 @@ Hu et al. 2022, through peft.
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -31,7 +30,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .bridges.sealed import check_shapes, seal, told_as_oserror, unseal, verify, whole
 from .bridges.share import WHOLE, Share
-from .reading import read_json
+from .reading import damage_told, first_line, read_json
 
 __all__ = ["PrefixDecoder"]
 
@@ -295,8 +294,11 @@ class PrefixDecoder(nn.Module):
                         attention_mask=mask,
                         generation_config=settings,
                     )
-                except (TypeError, IndexError) as error:  # sizes that do not fit
-                    raise _damaged(self.config["lm"], error) from error
+                except (TypeError, IndexError) as error:
+                    raise ValueError(
+                        f"{_named(self.config['lm'])} has sizes that do not fit; save "
+                        f"or download it again. The reason: {first_line(error)}"
+                    ) from error
                 texts = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
                 captions += [" ".join(text.split()) for text in texts]
                 bar.update(len(rows))
@@ -469,7 +471,7 @@ def _draw_seed(generator: torch.Generator) -> int:
 
 
 def _load_lm(lm: str, lm_training: str, dtype: str):
-    with _damage_told(lm):
+    with damage_told(_named(lm)):
         tokenizer, model = _load_parts(lm, lm_training, dtype)
     if tokenizer.eos_token_id is None:
         raise ValueError(
@@ -478,6 +480,10 @@ def _load_lm(lm: str, lm_training: str, dtype: str):
         )
     model.generation_config = GenerationConfig()  # its own would override ours
     return tokenizer, model
+
+
+def _named(lm: str | Path) -> str:
+    return f"The language model or tokenizer at {lm}"
 
 
 def _load_parts(lm: str, lm_training: str, dtype: str):
@@ -498,30 +504,9 @@ def _load_parts(lm: str, lm_training: str, dtype: str):
             "weights and tokenizer, or a Hugging Face id (its first use needs the "
             "network; a gated one such as meta-llama/Llama-2-7b-hf needs its license "
             "accepted on its page and `hf auth login`). The reason: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
     return tokenizer, model
-
-
-@contextlib.contextmanager
-def _damage_told(lm: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, MemoryError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # tokenizers raises Exception, and panics are none
-        raise _damaged(lm, error) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
-
-
-def _damaged(lm: str | Path, error: BaseException) -> ValueError:
-    return ValueError(
-        f"The language model or tokenizer at {lm} is damaged; save or download it "
-        f"again. The reason: {_first_line(error)}"
-    )
 
 
 def _add_lora(model: nn.Module, lm: str, rank, alpha, dropout, targets) -> nn.Module:
@@ -565,7 +550,7 @@ def _projector(kind: str, dim: int, prefix_length: int, width: int) -> nn.Module
 
 def _frame(tokenizer, prompt: str, lm: str) -> tuple[list[int], list[int]]:
     """The start token, where the tokenizer puts one before a text, and the prompt."""
-    with _damage_told(lm):  # settings of the wrong kind show when it is used
+    with damage_told(_named(lm)):  # settings of the wrong kind show when it is used
         start = tokenizer("a").input_ids[:1]
         ids = tokenizer(prompt, add_special_tokens=False).input_ids
     return start if start == [tokenizer.bos_token_id] else [], ids
@@ -615,12 +600,10 @@ def _check_bounds(path: Path, name: str, value) -> None:
 
 def _check_depth(lm: Path) -> None:
     """Layers are made one by one, even where they take no memory."""
-    try:
+    with damage_told(_named(lm)):  # a strange size fails in many ways
         sizes = AutoConfig.from_pretrained(lm, trust_remote_code=False)
         sizes = sizes.get_text_config()
         layers = sizes.num_hidden_layers
         heads = getattr(sizes, "num_attention_heads", 1)
         if layers > _LAYERS or heads < 1:
             raise ValueError(f"it has {layers} layers and {heads} heads")
-    except Exception as error:  # a strange size fails in many ways
-        raise _damaged(lm, error) from error

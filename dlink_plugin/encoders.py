@@ -11,10 +11,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch.nn.functional import normalize
@@ -27,9 +29,20 @@ from transformers import (
 
 from .audio import windows
 from .files import add_tensors
+from .reading import damage_told, first_line
 
 MINI_CLAP = Path(__file__).parent / "mini" / "clap"
+_LAYERS = 1000
 CHECKPOINTS = (".pt", ".ckpt", ".pth")
+# What checkpoints hold beside tensors (their epoch, best score): numbers of numpy.
+_NUMPY_SCALARS = [
+    (np.core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (np.core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    np.dtype,
+    type(np.dtype(np.float64)),
+    type(np.dtype(np.float32)),
+    type(np.dtype(np.int64)),
+]
 # What the features of one window depend on in a ClapFeatureExtractor.
 FEATURE_SETTINGS = (
     *("feature_size", "fft_window_size", "hop_length"),
@@ -258,8 +271,7 @@ class ClapEncoder(FrozenEncoder):
 
 def _load_clap(clap: str | Path):
     folder = MINI_CLAP if clap == "mini" else Path(clap)
-    local = folder.is_dir()
-    source = str(folder if local or clap == "mini" else clap)
+    source = str(folder if folder.is_dir() else clap)
     try:
         kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
         if kind is None:
@@ -269,21 +281,14 @@ def _load_clap(clap: str | Path):
                 f"{clap} is a {kind} model; name a CLAP, for instance "
                 "laion/clap-htsat-unfused."
             )
-        model, loading = ClapModel.from_pretrained(
-            source,
-            dtype=torch.float32,
-            use_safetensors=True if local else None,  # nothing pickled from a folder
-            output_loading_info=True,
-        )
-        extractor = ClapFeatureExtractor.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, SafetensorError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
+        with damage_told(f"The CLAP at {clap}"):
+            model, loading, *rest = _load_parts(source, folder.is_dir())
+    except OSError as error:
         raise OSError(
             f"No complete CLAP at {clap}: give a folder with config.json, "
             "model.safetensors, preprocessor_config.json and tokenizer.json, a Hugging "
             "Face id such as laion/clap-htsat-unfused (the first use needs the "
-            f"network), or mini. The reason: {reason}"
+            f"network), or mini. The reason: {first_line(error)}"
         ) from error
     absent = dict(model.named_parameters()).keys() & loading["missing_keys"]
     if absent:
@@ -291,7 +296,32 @@ def _load_clap(clap: str | Path):
             f"The weights of {clap} lack {len(absent)} tensors ({min(absent)}, ...); "
             "save the whole ClapModel again."
         )
-    return model, extractor, tokenizer
+    return model, *rest
+
+
+def _load_parts(source: str, local: bool):
+    _check_depth(PretrainedConfig.get_config_dict(source)[0])
+    try:
+        model, loading = ClapModel.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True if local else None,  # no pickle from a folder
+            output_loading_info=True,
+        )
+        extractor = ClapFeatureExtractor.from_pretrained(source)
+        # Else transformers asks on the terminal whether to run a folder's own code.
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (SafetensorError, TypeError) as error:  # it opens the name None
+        raise OSError(error) from error
+    return model, loading, extractor, tokenizer
+
+
+def _check_depth(config: dict) -> None:
+    """Layers are made one by one, even where they take no memory."""
+    text, audio = (config.get(f"{kind}_config") or {} for kind in ("text", "audio"))
+    layers = [text.get("num_hidden_layers", 0), audio.get("num_hidden_layers", 0)]
+    if max(*layers, *audio.get("depths", [0])) > _LAYERS:
+        raise ValueError(f"more than {_LAYERS} layers")
 
 
 def _window(extractor: ClapFeatureExtractor) -> int:
@@ -430,14 +460,34 @@ def _load_laion_clap(checkpoint: str | Path, amodel: str, enable_fusion: bool):
         enable_fusion=enable_fusion, device="cpu", amodel=amodel
     )
     try:
-        model.load_ckpt(str(checkpoint), verbose=False)
-    except (KeyError, RuntimeError) as error:
+        model.model.load_state_dict(_read_checkpoint(checkpoint))
+    except RuntimeError as error:
         raise ValueError(
             f"{checkpoint} does not fit laion_clap's {amodel} with enable_fusion="
             f"{enable_fusion}; set amodel and enable_fusion to the checkpoint's. "
             f"The reason: {error}"
         ) from error
     return model
+
+
+def _read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint file, by their names in a model that is not wrapped.
+
+    laion_clap's own reader would run what a pickle says, and stops at a checkpoint that
+    has no position_ids any more.
+    """
+    try:
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        state = loaded.get("state_dict", loaded)
+        state = {name.removeprefix("module."): each for name, each in state.items()}
+    except (pickle.UnpicklingError, RuntimeError, AttributeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is not a checkpoint of weights alone; fetch it again from where "
+            f"you trust it, or convert it there. The reason: {first_line(error)}"
+        ) from error
+    state.pop("text_branch.embeddings.position_ids", None)  # older transformers had it
+    return state
 
 
 def _as_16_bit(length: int, waveform: torch.Tensor) -> torch.Tensor:

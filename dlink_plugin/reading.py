@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-__all__ = ["read_json", "read_npy"]
+__all__ = ["damage_told", "first_line", "read_json", "read_npy"]
 
 LARGEST_JSON = 1 << 26  # bytes: 64 MiB; what is written here is far smaller
 
@@ -102,3 +104,42 @@ def read_npy(path: str | Path) -> np.memmap:
             f"{path} holds several arrays; give one array, saved with numpy.save."
         )
     return array
+
+
+@contextlib.contextmanager
+def damage_told(what: str) -> Iterator[None]:
+    """Tell whatever a library raises on a damaged file in one sentence.
+
+    Arguments
+    ---------
+    what : str
+        Begins the sentence: which file or folder is read.
+
+    Raises
+    ------
+    ValueError
+        For all but OSError and MemoryError, which speak for themselves.
+
+    Example
+    -------
+    >>> with damage_told("The tokenizer at a/b"):
+    ...     [][0]
+    Traceback (most recent call last):
+        ...
+    ValueError: The tokenizer at a/b is damaged; save or download it again. \
+The reason: list index out of range
+    """
+    try:
+        yield
+    except (OSError, MemoryError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises Exception, and panics are none
+        raise ValueError(
+            f"{what} is damaged; save or download it again. The reason: "
+            f"{first_line(error)}"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what an error says, for a sentence of ours."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

@@ -1,3 +1,5 @@
+import json
+import os
 import pickle
 import shutil
 import sys
@@ -250,6 +252,28 @@ def test_pickled_weights_in_a_folder_are_not_read(tiny_clap_folder, tmp_path):
         ClapEncoder(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("config.json", {"text_config": {"num_hidden_layers": 10**9}}),
+        ("config.json", {"audio_config": {"depths": [10**9]}}),
+        ("config.json", {"text_config": {"hidden_size": 10**7}}),
+        ("config.json", {"projection_dim": "many"}),
+        ("tokenizer.json", {"model": {"type": "BPE", "vocab": 3}}),
+        ("preprocessor_config.json", {"feature_size": -1}),
+    ],
+)
+def test_absurd_settings_are_one_sentence(tiny_clap_folder, tmp_path, name, changes):
+    folder = shutil.copytree(tiny_clap_folder, tmp_path / "clap")
+    content = json.loads((folder / name).read_text())
+    for key, value in changes.items():
+        old = content.get(key)
+        content[key] = old | value if isinstance(old, dict) else value
+    (folder / name).write_text(json.dumps(content))
+    with pytest.raises((ValueError, OSError), match=str(folder)):
+        load_encoder(folder)
+
+
 def test_damaged_weights_are_named(tiny_clap_folder, tmp_path):
     shutil.copytree(tiny_clap_folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "model.safetensors").write_bytes(b"\x00" * 100)
@@ -292,27 +316,26 @@ class StubModule(torch.nn.Module):
         assert device == "cpu"
         generator = torch.Generator().manual_seed(0)
         self.amodel = amodel
-        self.weight = torch.nn.Parameter(torch.randn(480, 8, generator=generator))
+        width = {"HTSAT-tiny": 8, "HTSAT-base": 16}[amodel]
+        self.model = torch.nn.Module()
+        weight = torch.randn(480, width, generator=generator)
+        self.model.weight = torch.nn.Parameter(weight)
         self.dropout = torch.nn.Dropout(0.5)
 
     def load_ckpt(self, ckpt, verbose=True):
-        loaded = torch.load(ckpt, weights_only=True)
-        if loaded["amodel"] != self.amodel:
-            raise RuntimeError("size mismatch for patch_embed")
-        with torch.no_grad():
-            self.weight += loaded["shift"]
+        raise AssertionError("laion_clap's own reader runs what a pickle says")
 
     def get_audio_embedding_from_data(self, x, use_tensor=False):
         assert use_tensor
         assert x.shape[1:] == (480_000,)  # whole windows: nothing to crop at random
         assert torch.equal((x * 32767).round() / 32767, x)  # 16-bit samples
         frames = self.dropout(x.reshape(len(x), -1, 480).abs().mean(1))
-        return normalize(frames @ self.weight, dim=-1)
+        return normalize(frames @ self.model.weight, dim=-1)
 
     def get_text_embedding(self, x, use_tensor=False):
         assert use_tensor and isinstance(x, list)
         counts = torch.tensor([[text.count(c) for c in "abcdefgh"] for text in x])
-        return normalize(counts.float() @ self.weight[:8] + 0.1, dim=-1)
+        return normalize(counts.float() @ self.model.weight[:8] + 0.1, dim=-1)
 
 
 @pytest.fixture
@@ -320,9 +343,50 @@ def checkpoint(tmp_path, monkeypatch):
     stub = types.ModuleType("laion_clap")
     stub.CLAP_Module = StubModule
     monkeypatch.setitem(sys.modules, "laion_clap", stub)
-    path = tmp_path / "630k-audioset-best.pt"
-    torch.save({"amodel": "HTSAT-tiny", "shift": 0.5}, path)
+    return save_checkpoint(tmp_path / "630k-audioset-best.pt", 0)
+
+
+def save_checkpoint(path, seed, prefix="module.", **beside):
+    """As laion_clap's training left them: with an epoch, a score, an optimizer."""
+    weight = torch.randn(480, 8, generator=torch.Generator().manual_seed(seed))
+    positions = {f"{prefix}text_branch.embeddings.position_ids": torch.arange(3)}
+    state = {f"{prefix}weight": weight, **positions}
+    score = np.float64(0.5), np.float32(0.5), np.int64(3)
+    whole = {"epoch": 3, "score": score, "state_dict": state, "name": "a", **beside}
+    torch.save(whole, path)
     return path
+
+
+class MakesAFolder:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_laion_clap_checkpoint_runs_no_code(checkpoint, tmp_path):
+    made = tmp_path / "made"
+    path = save_checkpoint(tmp_path / "hostile.pt", 0, optimizer=MakesAFolder(made))
+    with pytest.raises(ValueError, match="is not a checkpoint of weights alone"):
+        load_encoder(path)
+    assert not made.exists()
+    torch.load(path, weights_only=False)
+    assert made.exists()  # what laion_clap's own reader would have done
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"no checkpoint" * 100])
+def test_laion_clap_checkpoint_that_is_none(checkpoint, content):
+    checkpoint.write_bytes(content)
+    with pytest.raises(ValueError, match="is not a checkpoint of weights alone"):
+        load_encoder(checkpoint)
+
+
+def test_laion_clap_checkpoint_with_and_without_wrapping(checkpoint, tmp_path):
+    plain = save_checkpoint(tmp_path / "plain.pt", 0, prefix="")
+    torch.save({"weight": load_encoder(plain).model.model.weight}, tmp_path / "bare.pt")
+    prints = {load_encoder(tmp_path / n).fingerprint for n in ("plain.pt", "bare.pt")}
+    assert prints == {load_encoder(checkpoint).fingerprint}
 
 
 def test_laion_clap_keeps_the_contract(checkpoint):
@@ -351,7 +415,7 @@ def test_laion_clap_repeats_a_short_clip_to_fill_the_window(checkpoint):
 
 
 def test_laion_clap_fingerprint_follows_the_checkpoint(checkpoint, tmp_path):
-    torch.save({"amodel": "HTSAT-tiny", "shift": 0.25}, tmp_path / "other.ckpt")
+    save_checkpoint(tmp_path / "other.ckpt", 1)
     prints = {
         load_encoder(checkpoint).fingerprint,
         load_encoder(checkpoint, min_tail_s=0.5).fingerprint,

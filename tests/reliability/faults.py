@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 
-from .kills import ROOT, TRAIN, Job, check_whole, differences, shards
+from .kills import ALONE, ROOT, TRAIN, Job, check_whole, differences, shards
 
 PATIENCE = 10  # seconds, for a process that is lost
 
