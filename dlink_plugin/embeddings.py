@@ -339,9 +339,9 @@ def _write(folder, identity, corpus, encoder, shard_size: int, options) -> None:
     }
     mine = list(shards.items())[_rank() :: _world()]
     todo = {path: clips for path, clips in mine if not _is_shard(path, key)}
-    encoded = _encode(corpus, encoder, todo, *options)
-    for path, (tensors, skipped) in zip(todo, encoded, strict=True):
-        save_tensors(path, tensors, {"key": key, "skipped": json.dumps(skipped)})
+    with contextlib.closing(_encode(corpus, encoder, todo, *options)) as encoded:
+        for path, (tensors, skipped) in zip(todo, encoded, strict=True):
+            save_tensors(path, tensors, {"key": key, "skipped": json.dumps(skipped)})
     _barrier()
     if _rank() == 0:
         content = {**identity, "shards": len(shards), "key": key}

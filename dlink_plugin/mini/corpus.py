@@ -10,6 +10,7 @@ for AudioCaps, ``caption_only.txt`` (texts without audio, for text-only training
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -220,7 +221,10 @@ class _Sounds(Dataset):
 
 def _write_sound(job: tuple[Path, Scene, int]) -> None:
     path, scene, rate = job
-    soundfile.write(path, render(scene, rate), rate, subtype="PCM_16")
+    # By way of memory: libsndfile does not tell of a disk that fills as it closes.
+    sound, kind = io.BytesIO(), path.suffix[1:]
+    soundfile.write(sound, render(scene, rate), rate, subtype="PCM_16", format=kind)
+    path.write_bytes(sound.getvalue())
 
 
 def _write_csv(folder: Path, splits, name: str, rows: Callable) -> None:
