@@ -1,8 +1,7 @@
-"""Everything that must not be lost or let in: ``python -m tests.reliability [section]``.
+"""What must not be lost or let in: ``python -m tests.reliability [section]``.
 
-Sections: kills, faults, fuzz; all of them without a name. Every number is asserted where
-it is made, and the table says what was done. Writes ``results/reliability.json`` and
-``results/reliability.md``.
+Sections: kills, faults, fuzz; all of them without a name. Every number is asserted
+where it is made. Writes ``results/reliability.json`` and ``results/reliability.md``.
 """
 
 import argparse
@@ -21,9 +20,9 @@ SECTIONS = {"kills": kills.main, "faults": faults.main, "fuzz": fuzz.main}
 LEAST = {"kills": 50, "faults": 10, "fuzz": 10_000}
 ABOUT = """# Reliability
 
-Made by `python -m tests.reliability` (a section alone: `kills`, `faults` or `fuzz`), two
-cores, no GPU. Every number is asserted where it is made: a run that ends otherwise, a
-file that is cut, an error of the wrong kind ends the harness.
+Made by `python -m tests.reliability` (a section alone: `kills`, `faults` or `fuzz`),
+two cores, no GPU. Every number is asserted where it is made: a run that ends
+otherwise, a file that is cut, an error of the wrong kind ends the harness.
 """
 
 
@@ -35,7 +34,7 @@ def total(section, result):
 
 def kills_table(result):
     """Kills by recipe, and by what the recipe was doing."""
-    yield "| recipe | kills | survived | runs carried to their end | SIGKILL | SIGTERM |"
+    yield "| recipe | kills | survived | runs ended | SIGKILL | SIGTERM |"
     yield "| --- | --- | --- | --- | --- | --- |"
     phases = {}
     for name, row in result.items():
@@ -104,13 +103,11 @@ def write_page(found):
 def main(argv=None):
     """Run the sections that are asked for, and write down what they found."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "sections", nargs="*", metavar="section", choices=[*SECTIONS, []]
-    )
-    sections = parser.parse_args(argv).sections or list(SECTIONS)
+    parser.add_argument("section", nargs="?", choices=list(SECTIONS))
+    asked = parser.parse_args(argv).section
     path = RESULTS / "reliability.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
-    for section in sections:
+    for section in [asked] if asked else SECTIONS:
         with tempfile.TemporaryDirectory() as folder:
             began = time.monotonic()
             result = SECTIONS[section](Path(folder))
