@@ -1,6 +1,6 @@
 """What must not be lost or let in: ``python -m tests.reliability [section]``.
 
-Sections: kills, faults, fuzz; all of them without a name. Every number is asserted
+Sections: kills, faults; both without a name. Every number is asserted
 where it is made. Writes ``results/reliability.json`` and ``results/reliability.md``.
 """
 
@@ -13,14 +13,14 @@ from pathlib import Path
 
 from dlink_plugin.report import write_json
 
-from . import faults, fuzz, kills
+from . import faults, kills
 
 RESULTS = Path("results")
-SECTIONS = {"kills": kills.main, "faults": faults.main, "fuzz": fuzz.main}
-LEAST = {"kills": 50, "faults": 10, "fuzz": 10_000}
+SECTIONS = {"kills": kills.main, "faults": faults.main}
+LEAST = {"kills": 50, "faults": 10}
 ABOUT = """# Reliability
 
-Made by `python -m tests.reliability` (a section alone: `kills`, `faults` or `fuzz`),
+Made by `python -m tests.reliability` (a section alone: `kills` or `faults`),
 two cores, no GPU. Every number is asserted where it is made: a run that ends
 otherwise, a file that is cut, an error of the wrong kind ends the harness.
 """
@@ -28,7 +28,7 @@ otherwise, a file that is cut, an error of the wrong kind ends the harness.
 
 def total(section, result):
     """How many times something was done to the package."""
-    counted = {"kills": "kills", "faults": "injected", "fuzz": "inputs"}[section]
+    counted = {"kills": "kills", "faults": "injected"}[section]
     return sum(each[counted] for each in result.values())
 
 
@@ -66,23 +66,9 @@ def faults_table(result):
     )
 
 
-def fuzz_table(result):
-    """Hostile inputs by reader."""
-    yield "| reader | inputs | read | refused with a documented error |"
-    yield "| --- | --- | --- | --- |"
-    for reader, row in result.items():
-        yield f"| {reader} | {row['inputs']} | {row['read']} | {row['refused']} |"
-    yield ""
-    yield (
-        "For each: no other error, no file written outside its folder, bounded memory, "
-        "bounded time."
-    )
-
-
 TABLES = {
     "kills": ("Killed and started again", kills_table),
     "faults": ("Faults injected", faults_table),
-    "fuzz": ("Hostile files", fuzz_table),
 }
 
 
