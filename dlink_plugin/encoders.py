@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,7 @@ from transformers import (
 
 from .audio import windows
 from .files import add_tensors
-from .reading import damage_told, first_line
+from .reading import check_files, damage_told, first_line
 
 MINI_CLAP = Path(__file__).parent / "mini" / "clap"
 _LAYERS = 1000
@@ -272,8 +271,10 @@ class ClapEncoder(FrozenEncoder):
 def _load_clap(clap: str | Path):
     folder = MINI_CLAP if clap == "mini" else Path(clap)
     source = str(folder if folder.is_dir() else clap)
+    check_files(folder)
     try:
-        kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
+        with damage_told(f"The CLAP at {clap}"):
+            kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
         if kind is None:
             raise OSError("there is no config.json, or no model_type in it")
         if kind != "clap":
@@ -481,7 +482,7 @@ def _read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         state = loaded.get("state_dict", loaded)
         state = {name.removeprefix("module."): each for name, each in state.items()}
-    except (pickle.UnpicklingError, RuntimeError, AttributeError, EOFError) as error:
+    except Exception as error:  # a damaged pickle fails in many ways
         raise ValueError(
             f"{path} is not a checkpoint of weights alone; fetch it again from where "
             f"you trust it, or convert it there. The reason: {first_line(error)}"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["damage_told", "first_line", "read_json", "read_npy"]
+__all__ = ["check_files", "damage_told", "first_line", "read_json", "read_npy"]
 
 LARGEST_JSON = 1 << 26  # bytes: 64 MiB; what is written here is far smaller
+_READ_WHOLE = {".json", ".txt", ".jinja", ".model"}  # by transformers, at any size
 
 
 def read_json(path: str | Path, what_to_do: str) -> dict:
@@ -104,6 +105,31 @@ def read_npy(path: str | Path) -> np.memmap:
             f"{path} holds several arrays; give one array, saved with numpy.save."
         )
     return array
+
+
+def check_files(folder: str | Path) -> None:
+    """Look for what a library would read without end: pipes, devices, huge texts.
+
+    Arguments
+    ---------
+    folder : str or Path
+        What a library is about to read. Folders in it are not looked into.
+
+    Raises
+    ------
+    ValueError
+        If there is such a file.
+    """
+    for path in sorted(Path(folder).glob("*")):
+        if not path.exists() or path.is_dir():
+            continue
+        if not path.is_file():
+            raise ValueError(f"{path} is no file but a pipe or a device; remove it.")
+        if path.suffix in _READ_WHOLE and path.stat().st_size > LARGEST_JSON:
+            raise ValueError(
+                f"{path} is larger than {LARGEST_JSON} bytes; save or download it "
+                "again."
+            )
 
 
 @contextlib.contextmanager

@@ -24,6 +24,8 @@ __all__ = [
 
 DRAFT = ".draft-"  # what names of unfinished files and folders begin with
 SUMS = "SHA256SUMS"
+_LARGEST = 1 << 20  # bytes of the list: ten thousand files
+_LONGEST = 1000  # characters of a name in it
 
 
 @contextlib.contextmanager
@@ -184,6 +186,8 @@ def check_shapes(expected: Mapping[str, Tensor], path: str | Path) -> None:
 
 def _read_sums(path: Path) -> dict[str, str]:
     """Checksums by name, as ``sha256sum`` lists them."""
+    if path.stat().st_size > _LARGEST:
+        raise ValueError(f"{path} is no list of checksums; fetch it again.")
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         sums = {
@@ -192,8 +196,9 @@ def _read_sums(path: Path) -> dict[str, str]:
     except ValueError as error:
         raise ValueError(f"{path} is no list of checksums; fetch it again.") from error
     for name in map(Path, sums):
-        if name.is_absolute() or ".." in name.parts:
-            raise ValueError(f"{path} names {name}, outside of its folder; delete it.")
+        if name.is_absolute() or ".." in name.parts or len(str(name)) > _LONGEST:
+            told = str(name)[:100]
+            raise ValueError(f"{path} names {told}, outside of its folder; delete it.")
     return sums
 
 
