@@ -115,7 +115,8 @@ def load_corpus(
     table, audio_folder = _places(corpus, root, subset)
     if not (table.is_file() and audio_folder.is_dir()):
         raise FileNotFoundError(_how_to_get(corpus, root, subset, table, audio_folder))
-    _check_size(table)
+    for each in table.parent.glob("*.csv"):  # Clotho has one of metadata as well
+        _check_size(each)
     read = _read_audiocaps if corpus == "audiocaps" else _read_clotho
     try:
         rows = read(root, subset, table)
@@ -197,7 +198,8 @@ def _read_texts(path: Path) -> list[str]:
 
 
 def _check_size(path: Path) -> None:
-    if path.stat().st_size > LARGEST_TABLE:  # of what may be a single line
+    # It may be a single line, which is read at once.
+    if path.is_file() and path.stat().st_size > LARGEST_TABLE:
         raise ValueError(
             f"{path} is larger than {LARGEST_TABLE} bytes; split it or correct it."
         )

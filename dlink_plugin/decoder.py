@@ -443,19 +443,21 @@ class PrefixDecoder(nn.Module):
             config |= {"lm": str(folder / _LM), "lm_training": "scratch"}
         verify(folder)
         try:
+            if not (folder / _WEIGHTS).is_file():  # a pipe would wait for a writer
+                raise ValueError("there is no such file")
             if config["lm_training"] == "scratch":
                 # Built without memory first: it may ask for more than there is.
                 with torch.device("meta"):
                     shell = cls(**config).learned_state()
                 check_shapes(shell, folder / _WEIGHTS)
             state = load_file(folder / _WEIGHTS)
-        except (FileNotFoundError, SafetensorError, ValueError) as error:
+            decoder = cls(**config)
+            decoder.load_trained_state(state)
+        except (SafetensorError, ValueError) as error:
             raise ValueError(
                 f"{folder / _WEIGHTS} cannot be read as the decoder that its "
                 f"config.json describes; export it again ({first_line(error)})."
             ) from error
-        decoder = cls(**config)
-        decoder.load_trained_state(state)
         decoder.lm_training = decoder.config["lm_training"] = lm_training
         return decoder.eval()
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlink_plugin import reading
-from dlink_plugin.reading import read_json, read_npy
+from dlink_plugin.reading import check_files, read_json, read_npy
 
 # JSON
 
@@ -60,6 +60,26 @@ def test_what_is_no_file_is_missing(tmp_path, read):
     for path in (tmp_path / "none", tmp_path, tmp_path / "pipe"):
         with pytest.raises(FileNotFoundError, match=f"{path} is missing; "):
             read(path)
+
+
+# Folders that a library reads
+
+
+def test_what_a_library_would_read_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "LARGEST_JSON", 10)
+    check_files(tmp_path / "none")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "weights.safetensors").write_bytes(bytes(99))
+    (tmp_path / "a.json").write_bytes(bytes(10))
+    check_files(tmp_path)
+    (tmp_path / "b.txt").write_bytes(bytes(11))
+    with pytest.raises(ValueError, match=f"{tmp_path}/b.txt is larger than 10 bytes"):
+        check_files(tmp_path)
+    (tmp_path / "b.txt").unlink()
+    (tmp_path / "c.json").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=f"{tmp_path}/c.json is no file but a pipe or"):
+        check_files(tmp_path)
 
 
 # Arrays

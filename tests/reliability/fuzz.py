@@ -15,8 +15,10 @@ import csv
 import functools
 import json
 import logging
+import os
 import pickle
 import random
+import re
 import shutil
 import sys
 import warnings
@@ -63,11 +65,15 @@ LONGEST = 2000  # characters of a sentence, without the names of files
 
 def spoil_folder(rng, folder, wholes):
     """Damage a file or two; spliced in is what other variants have in their place."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = _files(folder)
     for path in rng.sample(files, min(len(files), rng.choice([1, 1, 1, 2]))):
         other = rng.choice(wholes) / path.relative_to(folder)
         other = other if other.is_file() else path
         hostile.spoil_file(rng, path, other.read_bytes())
+
+
+def _files(folder):
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def spoil_sealed(rng, folder, wholes):
@@ -75,6 +81,8 @@ def spoil_sealed(rng, folder, wholes):
     spoil_folder(rng, folder, wholes)
     sealed = [path.parent for path in folder.rglob(SUMS) if path.is_file()]
     what = rng.random()
+    if any(path.stat().st_size >= hostile.LONG for path in _files(folder)):
+        what = min(what, 0.3)  # nobody seals a file of a TiB
     for home in sealed:
         if what < 0.4:
             unseal(home)
@@ -113,8 +121,9 @@ def _spoil_tensors(rng, tensors, metadata):
         shapes = [(), (0,), (1,), (3, 0), (1, 1, 3), (2, 6), (10_000,), (6, 1)]
         tensor = torch.zeros(rng.choice(shapes), dtype=tensor.dtype)
     elif what < 0.9:
-        numbers = [n for n in hostile.NUMBERS if abs(n) < 2**31]
-        tensor = torch.full_like(tensor, rng.choice(numbers))
+        numbers = [0, -1, 0.5, 3, 100, 2**31, 1e300, float("nan"), float("inf")]
+        full = torch.full(tensor.shape, rng.choice(numbers), dtype=torch.float64)
+        tensor = full.to(tensor.dtype)
     else:
         return
     tensors[name] = tensor
@@ -135,8 +144,6 @@ class RunsCode:
 
 
 def _bomb(rng, folder):
-    import os
-
     made = str(folder.parent / "outside" / "made")
     calls = [(os.mkdir, made), (os.system, f"touch {made}"), (open, made, "w")]
     calls += [(exec, f"open({made!r}, 'w').write('x')"), (Path.touch, Path(made))]
@@ -478,7 +485,7 @@ READERS = {
 # Feeding them
 
 
-def feed(name, reader, home, inputs, seed, progressbar=False):
+def feed(name, reader, home, inputs, seed, progressbar=False, terminal=None):
     """Damaged inputs to one reader; how many it read and how many it refused."""
     whole, folder = home / "whole", home / "input"
     read = reader.make(whole)
@@ -487,12 +494,13 @@ def feed(name, reader, home, inputs, seed, progressbar=False):
     outside.mkdir()
     (outside / "precious.txt").write_text("a dog barks\n")
     before = _state(home)
-    for number in tqdm(range(inputs), name, disable=not progressbar):
+    numbers = tqdm(range(inputs), name, disable=not progressbar, file=terminal)
+    for number in numbers:
         rng = random.Random(f"{seed} {name} {number}")
         hostile.fresh(rng.choice(wholes), folder)
         reader.spoil(rng, folder, wholes)
         try:
-            found[outcome(read, folder)] += 1
+            found[outcome(read, folder, terminal)] += 1
             assert _state(home) == before, "something was changed outside of its folder"
         except AssertionError as error:
             raise AssertionError(
@@ -501,13 +509,14 @@ def feed(name, reader, home, inputs, seed, progressbar=False):
     return {"inputs": sum(found.values()), **found}
 
 
-def outcome(read, folder):
+def outcome(read, folder, terminal=None):
     """Whether a folder is read or refused as it should be; else an AssertionError."""
     try:
-        with watched(folder):
+        with watched(folder, terminal or sys.stderr):
             read(folder)
     except DOCUMENTED as error:
         told = str(error)
+        assert not _out_of_memory(error), f"it asked for too much memory: {told[:300]}"
         assert str(folder) in told, f"it does not say which file is bad: {told[:300]}"
         length = len(told.replace(str(folder), ""))
         assert length < LONGEST, f"what it says has {length} characters: {told[:300]}"
@@ -522,6 +531,18 @@ def outcome(read, folder):
     return "read"
 
 
+def _out_of_memory(error):
+    """Whether an error came from an array that was too large for this machine.
+
+    On a larger one it would have been made. What torch and numpy say then is looked
+    for; Python's ``file.read(n)`` also asks for n bytes, but uses what the file holds.
+    """
+    if error is None:
+        return False
+    asked = re.search("llocate (memory|.* for an array)", str(error))
+    return bool(asked) or _out_of_memory(error.__cause__ or error.__context__)
+
+
 def _state(home):
     """What lies beside the input, and when it was changed."""
     beside = [*home.iterdir(), *(home / "outside").iterdir()]
@@ -532,35 +553,50 @@ def _state(home):
 
 @contextlib.contextmanager
 def _quiet():
-    """No log and no warnings: damaged files make thousands of them."""
+    """Nothing that readers log, warn of or print; gives the stream they no longer have.
+
+    Damaged files make thousands of lines, of libraries of C as well.
+    """
+    sys.stdout.flush()
     logging.disable(logging.CRITICAL)
+    kept = {stream: os.dup(stream) for stream in (1, 2)}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), open(os.devnull, "w") as nothing:
             warnings.simplefilter("ignore")
-            yield
+            for stream in kept:
+                os.dup2(nothing.fileno(), stream)
+            with open(kept[2], "w", closefd=False) as terminal:
+                yield terminal
     finally:
+        sys.stdout.flush()
+        for stream, copy in kept.items():
+            os.dup2(copy, stream)
+            os.close(copy)
         logging.disable(logging.NOTSET)
 
 
 def shares(inputs):
     """How many of the inputs each reader gets; one or more, and all together."""
-    total, left, found = sum(r.share for r in READERS.values()), inputs, {}
+    total, left = sum(r.share for r in READERS.values()), inputs - len(READERS)
+    assert left >= 0, f"{inputs} inputs are not one for each of {len(READERS)} readers"
+    found = {}
     for name, reader in READERS.items():
-        found[name] = max(1, round(left * reader.share / total))
-        left, total = left - found[name], total - reader.share
+        more = round(left * reader.share / total)
+        found[name] = 1 + more
+        left, total = left - more, total - reader.share
     return found
 
 
 def main(folder, inputs=11_000, seed=0, progressbar=True, only=None):
-    """Feed them all; what became of the inputs, by reader."""
+    """Feed them all, or only those that are named; what became of the inputs."""
     result = {}
     torch.manual_seed(seed)
-    with _quiet(), bounded_memory():
+    with _quiet() as terminal, bounded_memory():
         for place, (name, number) in enumerate(shares(inputs).items()):
             if only and name not in only:
                 continue
             home = Path(folder).resolve() / f"{place:02d}"
-            options = number, seed, progressbar
+            options = number, seed, progressbar, terminal
             result[name] = feed(name, READERS[name], home, *options)
     return result
 

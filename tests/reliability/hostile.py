@@ -42,6 +42,7 @@ FIELDS = [
     b"\x7f\xff\xff\xff",
 ]
 FIELDS += [b"\0" * 8, b"\xff" * 8, b"\xff" * 7 + b"\x7f", struct.pack("<Q", 10**12)]
+LONG = 1 << 40  # bytes of a file of zeros
 QUOTED = ['"', '""', ",", "\n", "\r", "\0", ";", "\t", "'", "\\"]
 
 
@@ -286,7 +287,7 @@ def replace_file(rng, path):
         path.symlink_to(path)
     elif what == "long":
         with open(path, "wb") as file:  # of which a disk keeps nothing
-            file.truncate(1 << 40)
+            file.truncate(LONG)
 
 
 def fresh(whole, folder):

@@ -70,18 +70,18 @@ _watch = _Watch()
 
 
 @contextlib.contextmanager
-def watched(folder):
+def watched(folder, terminal=sys.stderr):
     """Changes outside of a folder, programs and connections are an AssertionError.
 
     Also what takes longer than ``SECONDS``: even where it does not come back to Python,
-    in which case the process ends and tells where it was.
+    in which case the process ends and tells the terminal where it was.
     """
     if not _Watch.hooked:
         sys.addaudithook(_watch)
         _Watch.hooked = True
     before = signal.signal(signal.SIGALRM, _too_slow)
     _watch.offenses, _watch.folder = [], os.path.realpath(folder)
-    faulthandler.dump_traceback_later(3 * SECONDS, exit=True)
+    faulthandler.dump_traceback_later(3 * SECONDS, file=terminal, exit=True)
     signal.alarm(SECONDS)
     began = time.monotonic()
     try:
