@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch.nn.functional import normalize
 from transformers import (
     AutoTokenizer,
+    ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
     PretrainedConfig,
@@ -33,6 +34,7 @@ from .reading import check_files, damage_told, first_line
 
 MINI_CLAP = Path(__file__).parent / "mini" / "clap"
 _LAYERS = 1000
+_WEIGHTS = 1 << 29  # of a model at most; the largest CLAPs have 200 million
 _WIDEST = 1 << 12  # window of a spectrum, and number of its mel bands; CLAP: 1024, 64
 CHECKPOINTS = (".pt", ".ckpt", ".pth")
 # What checkpoints hold beside tensors (their epoch, best score): numbers of numpy.
@@ -305,6 +307,8 @@ def _load_clap(clap: str | Path):
 
 def _load_parts(source: str, local: bool):
     _check_depth(PretrainedConfig.get_config_dict(source)[0])
+    if local:
+        _check_size(ClapConfig.from_pretrained(source))
     try:
         model, loading = ClapModel.from_pretrained(
             source,
@@ -327,6 +331,14 @@ def _check_depth(config: dict) -> None:
     layers = [text.get("num_hidden_layers", 0), audio.get("num_hidden_layers", 0)]
     if max(*layers, *audio.get("depths", [0])) > _LAYERS:
         raise ValueError(f"more than {_LAYERS} layers")
+
+
+def _check_size(config: ClapConfig) -> None:
+    """Built without memory first: a config may ask for more than there is."""
+    with torch.device("meta"):
+        size = sum(weights.numel() for weights in ClapModel(config).parameters())
+    if size > _WEIGHTS:
+        raise ValueError(f"{size} weights, more than {_WEIGHTS}")
 
 
 def _check_filters(config: dict) -> None:

@@ -267,6 +267,7 @@ def test_pickled_weights_in_a_folder_are_not_read(tiny_clap_folder, tmp_path):
         ("preprocessor_config.json", {"hop_length": "many"}),
         ("preprocessor_config.json", {"hop_length": 0}),
         ("config.json", {"model_type": "a" * 9999}),
+        ("config.json", {"text_config": {"vocab_size": 2**32}}),
     ],
 )
 def test_absurd_settings_are_one_sentence(tiny_clap_folder, tmp_path, name, changes):
@@ -279,6 +280,13 @@ def test_absurd_settings_are_one_sentence(tiny_clap_folder, tmp_path, name, chan
     with pytest.raises((ValueError, OSError), match=str(folder)) as caught:
         load_encoder(folder)
     assert len(str(caught.value)) < 1000 + len(str(folder))
+
+
+def test_a_model_larger_than_any_is_not_built(tiny_clap_folder, tmp_path):
+    folder = shutil.copytree(tiny_clap_folder, tmp_path / "clap")
+    replace_in(folder / "config.json", '"vocab_size": 300', f'"vocab_size": {2**25}')
+    with pytest.raises(ValueError, match=f"{folder} is damaged; .* weights, more than"):
+        load_encoder(folder)  # 4 GiB if it were built
 
 
 def test_a_config_that_is_nested_too_deeply_is_one_sentence(tmp_path):

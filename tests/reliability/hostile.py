@@ -144,11 +144,13 @@ def spoil_value(rng, content):
 
 def _places(content):
     """(container, key) of everything that a value is made of."""
-    if isinstance(content, (dict, list)):
-        keys = list(content) if isinstance(content, dict) else range(len(content))
-        for key in keys:
-            yield content, key
-            yield from _places(content[key])
+    left = [content]
+    while left:
+        inside = left.pop()
+        if isinstance(inside, (dict, list)):
+            keys = list(inside) if isinstance(inside, dict) else range(len(inside))
+            yield from ((inside, key) for key in keys)
+            left += [inside[key] for key in keys]
 
 
 def _spoil_item(rng, inside, key):
