@@ -346,6 +346,9 @@ def _check_filters(config: dict) -> None:
     sizes = config.get("feature_size", 64), config.get("fft_window_size", 1024)
     if not 1 <= min(sizes) <= max(sizes) <= _WIDEST:
         raise ValueError(f"filters of sizes {shortly(sizes)}, not 1 to {_WIDEST}")
+    window = config.get("max_length_s", 10), config.get("sampling_rate", 48_000)
+    if not all(isinstance(each, (int, float)) for each in window):
+        raise ValueError(f"windows of {shortly(window)}")  # a text can be multiplied
 
 
 def _window(extractor: ClapFeatureExtractor) -> int:

@@ -266,6 +266,8 @@ def test_pickled_weights_in_a_folder_are_not_read(tiny_clap_folder, tmp_path):
         ("preprocessor_config.json", {"fft_window_size": 2**40}),
         ("preprocessor_config.json", {"hop_length": "many"}),
         ("preprocessor_config.json", {"hop_length": 0}),
+        ("preprocessor_config.json", {"max_length_s": "a" * 9999}),
+        ("preprocessor_config.json", {"max_length_s": 1, "sampling_rate": [[]]}),
         ("config.json", {"model_type": "a" * 9999}),
         ("config.json", {"text_config": {"vocab_size": 2**32}}),
     ],

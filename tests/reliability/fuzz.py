@@ -171,7 +171,9 @@ def spoil_checkpoint(rng, folder, wholes):
     if chance < 0.8:
         return path.write_bytes(pickle.dumps({"state_dict": bomb}))
     weight = {"module.weight": torch.ones(3)}
-    strange = [bomb, hostile.value(rng), [1], None, 3, "a", {1: 2}, {"a": bomb}]
+    deep = hostile.nested(rng.choice([2, 200]), rng.choice([list, dict]))
+    strange = [bomb, deep, rng.choice(hostile.NUMBERS), rng.choice(hostile.TEXTS)]
+    strange += [None, [1], {1: 2}, {"a": bomb}]
     content = rng.choice(
         [
             {"state_dict": rng.choice(strange)},
