@@ -82,6 +82,31 @@ def test_what_a_library_would_read_without_end_is_refused(tmp_path, monkeypatch)
         check_files(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("tokenizer.json", {"added_tokens": [{"id": 0, "content": "a" * 12_000}]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"2": {"c": "a" * 12_000}}}),
+        ("tokenizer_config.json", {"pad_token": "a" * 12_000}),
+        ("special_tokens_map.json", {f"{i}": "a" * 4000 for i in range(9)}),
+        ("added_tokens.json", {"a" * 12_000: 1}),
+    ],
+)
+def test_tokens_that_take_hours_to_add_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{tmp_path / name} adds tokens"):
+        check_files(tmp_path)
+
+
+def test_long_texts_that_are_no_tokens_may_be_there(tmp_path):
+    template = {"chat_template": "a" * 99_000, "pad_token": "<pad>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(template))
+    vocabulary = {"model": {"vocab": {"a" * 99_000: 1}}, "added_tokens": [{"id": 1}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "added_tokens.json").write_text("no JSON, which its library will say")
+    check_files(tmp_path)
+
+
 # Arrays
 
 
