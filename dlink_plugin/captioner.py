@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from reprlib import repr as shortly
 
 import dlink_plugin.compat  # noqa: F401
 
@@ -23,7 +24,7 @@ from .choosing import Chooser, caption_draws
 from .decoder import PrefixDecoder
 from .encoders import ClapEncoder, FrozenEncoder, load_encoder
 from .pairs import seeded
-from .reading import read_json
+from .reading import check_files, read_json
 
 __all__ = ["Captioner", "Result", "export_captioner"]
 
@@ -346,6 +347,7 @@ class Captioner(nn.Module, ModelHubMixin, library_name="dlink-plugin", license="
         """
         folder = _find(folder_or_hub_id, hub_options)
         config = _read_config(folder / _CONFIG)
+        check_files(folder / _CLAP)
         verify(folder)
         name = clap or config["clap"]
         name = str(folder / _CLAP) if name == _CLAP else name
@@ -415,8 +417,8 @@ def _read_config(path: Path) -> dict:
         raise ValueError(f"{path} does not describe a captioner; save it again.")
     if config.get("format") != FORMAT:
         raise ValueError(
-            f"{path} has format {config.get('format')!r} and this dlink_plugin reads "
-            f"{FORMAT}; install the release that wrote it."
+            f"{path} has format {shortly(config.get('format'))} and this "
+            f"dlink_plugin reads {FORMAT}; install the release that wrote it."
         )
     kinds = {"clap": str, "generation": dict, "about": dict, "texts": list}
     for key, kind in kinds.items():

@@ -19,6 +19,7 @@ SUBSETS = {
     "audiocaps": {"train": "train", "val": "val", "test": "test"},
     "clotho": {"train": "dev", "val": "val", "test": "eval"},
 }
+LARGEST_TABLE = 1 << 30  # bytes; the captions of AudioCaps are 4 MB
 _CAPTION = re.compile(r"caption(_\d+)?")
 CLOTHO_FOLDERS = {"dev": "development", "val": "validation", "eval": "evaluation"}
 
@@ -114,6 +115,8 @@ def load_corpus(
     table, audio_folder = _places(corpus, root, subset)
     if not (table.is_file() and audio_folder.is_dir()):
         raise FileNotFoundError(_how_to_get(corpus, root, subset, table, audio_folder))
+    for each in table.parent.glob("*.csv"):  # Clotho has one of metadata as well
+        _check_size(each)
     read = _read_audiocaps if corpus == "audiocaps" else _read_clotho
     try:
         rows = read(root, subset, table)
@@ -177,6 +180,7 @@ def _read_texts(path: Path) -> list[str]:
             "caption on each line or a .csv file with a column 'caption' or "
             "'caption_1', 'caption_2', ..."
         )
+    _check_size(path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             texts = _cells(file) if path.suffix == ".csv" else _lines(file)
@@ -191,6 +195,14 @@ def _read_texts(path: Path) -> list[str]:
             "column so, or give a .txt file with a caption on each line."
         )
     return texts
+
+
+def _check_size(path: Path) -> None:
+    # It may be a single line, which is read at once.
+    if path.is_file() and path.stat().st_size > LARGEST_TABLE:
+        raise ValueError(
+            f"{path} is larger than {LARGEST_TABLE} bytes; split it or correct it."
+        )
 
 
 def _lines(file: TextIO) -> list[str]:

@@ -13,6 +13,7 @@ import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from reprlib import repr as shortly
 
 import torch
 from safetensors import SafetensorError
@@ -30,7 +31,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .bridges.sealed import check_shapes, seal, told_as_oserror, unseal, verify, whole
 from .bridges.share import WHOLE, Share
-from .reading import damage_told, first_line, read_json
+from .reading import check_files, damage_told, first_line, read_json
 
 __all__ = ["PrefixDecoder"]
 
@@ -435,25 +436,28 @@ class PrefixDecoder(nn.Module):
             If its files are not those of a decoder of this format.
         """
         folder = Path(folder)
+        check_files(folder / _LM)
         config = _read_config(folder / _CONFIG)
         lm_training = config["lm_training"]
         if lm_training in ("scratch", "full"):  # its weights come with the rest
             config |= {"lm": str(folder / _LM), "lm_training": "scratch"}
         verify(folder)
         try:
+            if not (folder / _WEIGHTS).is_file():  # a pipe would wait for a writer
+                raise ValueError("there is no such file")
             if config["lm_training"] == "scratch":
                 # Built without memory first: it may ask for more than there is.
                 with torch.device("meta"):
                     shell = cls(**config).learned_state()
                 check_shapes(shell, folder / _WEIGHTS)
             state = load_file(folder / _WEIGHTS)
-        except (FileNotFoundError, SafetensorError, ValueError) as error:
+            decoder = cls(**config)
+            decoder.load_trained_state(state)
+        except (SafetensorError, ValueError) as error:
             raise ValueError(
                 f"{folder / _WEIGHTS} cannot be read as the decoder that its "
-                f"config.json describes; export it again ({error})."
+                f"config.json describes; export it again ({first_line(error)})."
             ) from error
-        decoder = cls(**config)
-        decoder.load_trained_state(state)
         decoder.lm_training = decoder.config["lm_training"] = lm_training
         return decoder.eval()
 
@@ -570,14 +574,14 @@ def _read_config(path: Path) -> dict:
         )
     if version != FORMAT:
         raise ValueError(
-            f"{path} has format {version!r} and this dlink_plugin reads {FORMAT}; "
-            "install the release that wrote it."
+            f"{path} has format {shortly(version)} and this dlink_plugin reads "
+            f"{FORMAT}; install the release that wrote it."
         )
     strange = sorted(config.keys() ^ inspect.signature(PrefixDecoder).parameters.keys())
     if strange:
         raise ValueError(
-            f"{path} does not have the arguments of PrefixDecoder (see {strange}); "
-            "export it again."
+            f"{path} does not have the arguments of PrefixDecoder (see "
+            f"{shortly(strange)}); export it again."
         )
     for name, value in config.items():
         _check_bounds(path, name, value)

@@ -36,6 +36,7 @@ from .encoders import FrontEnd, FrozenEncoder
 from .files import alone, load_tensors, save_tensors
 from .mini.corpus import prepare
 from .pairs import Pairs
+from .reading import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -490,16 +491,14 @@ def _read(folder: Path, identity: dict, corpus: Corpus, strict: bool) -> Embeddi
 
 def _read_index(folder: Path, identity: dict) -> dict:
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        index = read_json(folder / INDEX, "it was cut")
+    except (OSError, ValueError) as error:
         raise ValueError(_damaged(folder, error)) from error
-    if not isinstance(index, dict):
-        raise ValueError(_damaged(folder, f"{INDEX} is no object"))
     for key, name in IDENTITY.items():
         if index.get(key) != identity[key]:
             raise ValueError(
                 f"The embedding cache {folder} was made with another {name}: "
-                f"{index.get(key)}, now {identity[key]}; {ADVICE}"
+                f"{str(index.get(key))[:100]}, now {identity[key]}; {ADVICE}"
             )
     return index
 
@@ -508,7 +507,11 @@ def _read_shard(path: Path, key: str) -> tuple[dict[str, torch.Tensor], list[dic
     tensors, metadata = load_tensors(path)
     if metadata["key"] != key:
         raise ValueError(f"{path} is of another cache")
-    return tensors, json.loads(metadata["skipped"])
+    skipped = json.loads(metadata["skipped"])
+    for entry in skipped:
+        if not {type(entry["fname"]), type(entry["reason"])} <= {str}:
+            raise ValueError(f"{path} does not say which clips were skipped")
+    return tensors, skipped
 
 
 def _check_rows(rows: torch.Tensor, number: int, dim: int) -> None:

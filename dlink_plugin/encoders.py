@@ -11,10 +11,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as shortly
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch.nn.functional import normalize
 from transformers import (
     AutoTokenizer,
+    ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
     PretrainedConfig,
@@ -29,10 +30,12 @@ from transformers import (
 
 from .audio import windows
 from .files import add_tensors
-from .reading import damage_told, first_line
+from .reading import check_files, damage_told, first_line
 
 MINI_CLAP = Path(__file__).parent / "mini" / "clap"
 _LAYERS = 1000
+_WEIGHTS = 1 << 29  # of a model at most; the largest CLAPs have 200 million
+_WIDEST = 1 << 12  # window of a spectrum, and number of its mel bands; CLAP: 1024, 64
 CHECKPOINTS = (".pt", ".ckpt", ".pth")
 # What checkpoints hold beside tensors (their epoch, best score): numbers of numpy.
 _NUMPY_SCALARS = [
@@ -220,22 +223,23 @@ class ClapEncoder(FrozenEncoder):
     ):
         model, extractor, tokenizer = _load_clap(clap)
         _check_frames(clap, model.config.audio_config, extractor)
-        fusion = model.config.audio_config.enable_fusion
-        front_end = FrontEnd(
-            extract=LogMel(extractor, fusion),
-            sample_rate=extractor.sampling_rate,
-            window=_window(extractor),
-            min_tail=round(min_tail_s * extractor.sampling_rate),
-        )
-        text = model.config.text_config
-        # RoBERTa counts positions from its padding index on.
-        positions = text.max_position_embeddings - text.pad_token_id - 1
-        max_tokens = min(tokenizer.model_max_length, positions)
-        settings = {
-            "vocabulary": tokenizer.get_vocab(),
-            "max_tokens": max_tokens,
-            **{key: getattr(extractor, key) for key in FEATURE_SETTINGS},
-        }
+        with damage_told(f"The CLAP at {clap}"):  # settings of the wrong kind
+            fusion = model.config.audio_config.enable_fusion
+            front_end = FrontEnd(
+                extract=LogMel(extractor, fusion),
+                sample_rate=extractor.sampling_rate,
+                window=_window(extractor),
+                min_tail=round(min_tail_s * extractor.sampling_rate),
+            )
+            text = model.config.text_config
+            # RoBERTa counts positions from its padding index on.
+            positions = text.max_position_embeddings - text.pad_token_id - 1
+            max_tokens = min(tokenizer.model_max_length, positions)
+            settings = {
+                "vocabulary": tokenizer.get_vocab(),
+                "max_tokens": max_tokens,
+                **{key: getattr(extractor, key) for key in FEATURE_SETTINGS},
+            }
         super().__init__(
             model, model.config.projection_dim, front_end, settings, batch_size
         )
@@ -272,13 +276,15 @@ class ClapEncoder(FrozenEncoder):
 def _load_clap(clap: str | Path):
     folder = MINI_CLAP if clap == "mini" else Path(clap)
     source = str(folder if folder.is_dir() else clap)
+    check_files(folder)
     try:
-        kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
+        with damage_told(f"The CLAP at {clap}"):
+            kind = PretrainedConfig.get_config_dict(source)[0].get("model_type")
         if kind is None:
             raise OSError("there is no config.json, or no model_type in it")
         if kind != "clap":
             raise ValueError(
-                f"{clap} is a {kind} model; name a CLAP, for instance "
+                f"{clap} is a {str(kind)[:50]} model; name a CLAP, for instance "
                 "laion/clap-htsat-unfused."
             )
         with damage_told(f"The CLAP at {clap}"):
@@ -301,6 +307,8 @@ def _load_clap(clap: str | Path):
 
 def _load_parts(source: str, local: bool):
     _check_depth(PretrainedConfig.get_config_dict(source)[0])
+    if local:
+        _check_size(ClapConfig.from_pretrained(source))
     try:
         model, loading = ClapModel.from_pretrained(
             source,
@@ -308,6 +316,7 @@ def _load_parts(source: str, local: bool):
             use_safetensors=True if local else None,  # no pickle from a folder
             output_loading_info=True,
         )
+        _check_filters(ClapFeatureExtractor.get_feature_extractor_dict(source)[0])
         extractor = ClapFeatureExtractor.from_pretrained(source)
         # Else transformers asks on the terminal whether to run a folder's own code.
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -324,13 +333,32 @@ def _check_depth(config: dict) -> None:
         raise ValueError(f"more than {_LAYERS} layers")
 
 
+def _check_size(config: ClapConfig) -> None:
+    """Built without memory first: a config may ask for more than there is."""
+    with torch.device("meta"):
+        size = sum(weights.numel() for weights in ClapModel(config).parameters())
+    if size > _WEIGHTS:
+        raise ValueError(f"{size} weights, more than {_WEIGHTS}")
+
+
+def _check_filters(config: dict) -> None:
+    """The extractor makes them where it is made, as many and as wide as it says."""
+    sizes = config.get("feature_size", 64), config.get("fft_window_size", 1024)
+    if not 1 <= min(sizes) <= max(sizes) <= _WIDEST:
+        raise ValueError(f"filters of sizes {shortly(sizes)}, not 1 to {_WIDEST}")
+    window = config.get("max_length_s", 10), config.get("sampling_rate", 48_000)
+    if not all(isinstance(each, (int, float)) for each in window):
+        raise ValueError(f"windows of {shortly(window)}")  # a text can be multiplied
+
+
 def _window(extractor: ClapFeatureExtractor) -> int:
     return round(extractor.max_length_s * extractor.sampling_rate)
 
 
 def _check_frames(clap, audio, extractor: ClapFeatureExtractor) -> None:
-    frames = _window(extractor) // extractor.hop_length + 1
-    capacity = audio.spec_size * (audio.spec_size // audio.num_mel_bins)
+    with damage_told(f"The CLAP at {clap}"):  # settings of the wrong kind
+        frames = _window(extractor) // extractor.hop_length + 1
+        capacity = audio.spec_size * (audio.spec_size // audio.num_mel_bins)
     if frames > capacity or extractor.feature_size != audio.num_mel_bins:
         raise ValueError(
             f"The feature extractor of {clap} makes windows of {frames} frames and "
@@ -477,11 +505,15 @@ def _read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     has no position_ids any more.
     """
     try:
+        with open(path, "rb") as file:
+            # For a tar archive torch makes a folder elsewhere before it refuses it.
+            if not file.read(4).startswith((b"PK\x03\x04", b"\x80")):
+                raise ValueError("torch did not save it")
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
         state = loaded.get("state_dict", loaded)
         state = {name.removeprefix("module."): each for name, each in state.items()}
-    except (pickle.UnpicklingError, RuntimeError, AttributeError, EOFError) as error:
+    except Exception as error:  # a damaged pickle fails in many ways
         raise ValueError(
             f"{path} is not a checkpoint of weights alone; fetch it again from where "
             f"you trust it, or convert it there. The reason: {first_line(error)}"

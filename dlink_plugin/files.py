@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from speechbrain.utils.distributed import if_main_process
 
 from .bridges.sealed import DRAFT, told_as_oserror, whole
+from .reading import first_line
 
 __all__ = ["add_tensors", "alone", "hold", "load_tensors", "save_tensors"]
 
@@ -100,12 +101,14 @@ def load_tensors(
     >>> load_tensors(path)
     ({'rows': tensor([1., 1.])}, {'of': 'rain'})
     """
+    if not Path(path).is_file():  # opening a pipe would wait for a writer
+        raise ValueError(f"{path} cannot be read (there is no such file).")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({error}).") from error
+        raise ValueError(f"{path} cannot be read ({first_line(error)}).") from error
     if metadata.pop(_SUM, None) != _sum(tensors, metadata):
         raise ValueError(f"{path} is not what was written: its checksum differs.")
     return tensors, metadata

@@ -9,9 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["damage_told", "first_line", "read_json", "read_npy"]
+__all__ = ["check_files", "damage_told", "first_line", "read_json", "read_npy"]
 
 LARGEST_JSON = 1 << 26  # bytes: 64 MiB; what is written here is far smaller
+_READ_WHOLE = {".json", ".txt", ".jinja", ".model"}  # by transformers, at any size
+# What holds tokens that are added to a vocabulary. Each takes time that grows with the
+# square of its length: together some seconds at this bound, a day at 64 MiB.
+_TOKENS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_LONGEST_TOKENS = 1 << 27
 
 
 def read_json(path: str | Path, what_to_do: str) -> dict:
@@ -104,6 +109,55 @@ def read_npy(path: str | Path) -> np.memmap:
             f"{path} holds several arrays; give one array, saved with numpy.save."
         )
     return array
+
+
+def check_files(folder: str | Path) -> None:
+    """Look for what a library would read without end.
+
+    That is pipes, devices, huge texts, and tokens that are far too long.
+
+    Arguments
+    ---------
+    folder : str or Path
+        What a library is about to read. Folders in it are not looked into.
+
+    Raises
+    ------
+    ValueError
+        If there is such a file.
+    """
+    for path in sorted(Path(folder).glob("*")):
+        if not path.exists() or path.is_dir():
+            continue
+        if not path.is_file():
+            raise ValueError(f"{path} is no file but a pipe or a device; remove it.")
+        if path.suffix in _READ_WHOLE and path.stat().st_size > LARGEST_JSON:
+            raise ValueError(
+                f"{path} is larger than {LARGEST_JSON} bytes; save or download it "
+                "again."
+            )
+        if sum(len(token) ** 2 for token in _added_tokens(path)) > _LONGEST_TOKENS:
+            raise ValueError(
+                f"{path} adds tokens that are too long; save or download it again."
+            )
+
+
+def _added_tokens(path: Path) -> Iterator[str]:
+    """All texts in a file of added tokens; what cannot be read is the library's."""
+    if path.name not in ("tokenizer.json", *_TOKENS):
+        return
+    with contextlib.suppress(ValueError):
+        content = read_json(path, "")
+        content.pop("chat_template", None)
+        left = [content.get("added_tokens") if path.name not in _TOKENS else content]
+        while left:
+            each = left.pop()
+            if isinstance(each, str):
+                yield each
+            elif isinstance(each, dict):
+                left += [*each.keys(), *each.values()]
+            elif isinstance(each, list):
+                left += each
 
 
 @contextlib.contextmanager

@@ -177,11 +177,16 @@ def over_seeds(files: Sequence[str | Path]) -> dict:
         are not about the same clips and systems.
     """
     runs = [_read_run(file) for file in files]
-    if len(runs) < 2 or any(_about(run) != _about(runs[0]) for run in runs):
+    other = [
+        file
+        for file, run in zip(files, runs, strict=True)
+        if _about(run) != _about(runs[0])
+    ]
+    if len(runs) < 2 or other:
+        what = f"{other[0]} and {files[0]}" if other else f"{len(runs)} files"
         raise ValueError(
-            f"{len(runs)} files of different data, clips or systems have no common "
-            "mean; give the gap.json or scores.json of two or more seeds of one "
-            "experiment."
+            f"{what} of different data, clips or systems have no common mean; give the "
+            "gap.json or scores.json of two or more seeds of one experiment."
         )
     heads = ("data", "clips", "captions", "tokenizer")
     summary = {key: runs[0][key] for key in heads if key in runs[0]}

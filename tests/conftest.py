@@ -41,14 +41,17 @@ def make_clap(tmp_path_factory):
     """
 
     def make(seed=0, projection_dim=32, fusion=False):
-        folder = tmp_path_factory.mktemp("clap")
-        torch.manual_seed(seed)
-        _tiny_clap(projection_dim, fusion).save_pretrained(folder)
-        make_extractor().save_pretrained(folder)
-        _tokenizer().save_pretrained(folder)
-        return folder
+        return write_clap(tmp_path_factory.mktemp("clap"), seed, projection_dim, fusion)
 
     return make
+
+
+def write_clap(folder, seed=0, projection_dim=32, fusion=False):
+    torch.manual_seed(seed)
+    _tiny_clap(projection_dim, fusion).save_pretrained(folder)
+    make_extractor().save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -64,12 +67,17 @@ def tiny_clap(tiny_clap_folder):
 @pytest.fixture(scope="session")
 def saved_captioner(tmp_path_factory, tiny_clap, tiny_clap_folder):
     """The folder of a captioner with random weights, which writes something."""
+    return write_captioner(
+        tmp_path_factory.mktemp("model"), tiny_clap, tiny_clap_folder
+    )
+
+
+def write_captioner(folder, tiny_clap, tiny_clap_folder):
     from dlink_plugin.bridges import DiffusionLink
     from dlink_plugin.captioner import Captioner
     from dlink_plugin.decoder import PrefixDecoder
     from dlink_plugin.mini.language import write_lm
 
-    folder = tmp_path_factory.mktemp("model")
     sizes = {"vocab_size": 300, "width": 16, "layers": 1, "heads": 2, "dropout": 0.0}
     lm = write_lm(folder / "lm", ["a dog barks", "rain [falls]"] * 6, **sizes)
     torch.manual_seed(0)

@@ -304,6 +304,7 @@ def test_parts_of_different_widths_are_refused(tiny_clap, decoder):
     [
         ({"kind": "bridge"}, "does not describe a captioner"),
         ({"format": 9}, "format 9"),
+        ({"format": "9" * 9999}, "format '9.{1,40}' and"),
         ({"generation": None}, "no proper 'generation'"),
         ({"clap": ["a"]}, "no proper 'clap'"),
         ({"texts": ["a", 1]}, "no proper 'texts'"),

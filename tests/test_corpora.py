@@ -1,5 +1,6 @@
 import csv
 import logging
+import os
 import shutil
 import sys
 import types
@@ -217,6 +218,24 @@ def test_a_hostile_table_is_one_short_sentence(
         message = str(caught.value)
         assert message.startswith(str(file)) and "\n" not in message
         assert len(message) < len(str(file)) + 200
+
+
+@TABLES
+def test_a_huge_table_is_not_read(
+    audiocaps_tree, clotho_tree, load, texts, corpus, table
+):
+    file = clotho_tree / table
+    os.truncate(file, 1 << 40)  # zeros, of which the disk keeps nothing
+    for read in (lambda: load(corpus, "val"), lambda: texts(file)):
+        with pytest.raises(ValueError, match=f"{file} is larger than 1073741824 bytes"):
+            read()
+
+
+def test_a_huge_table_of_metadata_is_not_read(clotho_tree, load):
+    file = clotho_tree / CLOTHO_VAL.replace("captions", "metadata")
+    os.truncate(file, 1 << 40)
+    with pytest.raises(ValueError, match=f"{file} is larger than"):
+        load("clotho", "val")
 
 
 def test_what_csv_refuses_is_told_with_the_file(clotho_tree, load, texts, monkeypatch):

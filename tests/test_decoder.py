@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 
 import pytest
@@ -592,7 +593,9 @@ def saved(make, tmp_path):
         ({"lm": ...}, r"arguments of PrefixDecoder \(see \['lm'\]\)"),
         ({"prompt": ...}, r"arguments of PrefixDecoder \(see \['prompt'\]\)"),
         ({"lm_training": ["x"]}, "for lm_training, which cannot be"),
-        ({"lm_training": "x"}, "is unknown"),
+        ({"lm_training": "x"}, "model.safetensors .* is unknown"),
+        ({"format": "9" * 9999}, "has format '9.{1,40}' and"),
+        ({"a" * 9999: 1}, r"arguments of PrefixDecoder \(see .{1,99}\)"),
         ({"dim": 7}, "trained tensors do not fit this decoder"),
         ({"projector": "mlp"}, "trained tensors do not fit this decoder"),
     ],
@@ -616,15 +619,17 @@ def test_a_folder_without_a_decoder_is_named(tmp_path):
         PrefixDecoder.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["gone", "cut", "renamed", "reshaped"])
+@pytest.mark.parametrize("damage", ["gone", "folder", "cut", "renamed", "reshaped"])
 def test_damaged_weights_are_refused_with_a_sentence(saved, damage):
     path = saved / "model.safetensors"
     tensors = load_file(path)
     name = "projector.weight"
     unseal(saved)
     sentence = rf"1 trained tensors do not fit this decoder \({name}"
-    if damage == "gone":
+    if damage in ("gone", "folder"):
         path.unlink()
+        if damage == "folder":
+            path.mkdir()
     elif damage == "cut":
         path.write_bytes(path.read_bytes()[:-10])
     elif damage == "renamed":
@@ -633,10 +638,21 @@ def test_damaged_weights_are_refused_with_a_sentence(saved, damage):
         sentence = "2 trained tensors do not fit"
     else:
         save_file({**tensors, name: tensors[name].T.contiguous()}, path)
-    if damage in ("gone", "cut"):
+    if damage in ("gone", "folder", "cut"):
         sentence = "model.safetensors cannot be read as the decoder"
     with pytest.raises(ValueError, match=sentence):
         PrefixDecoder.from_pretrained(saved)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("name", ["lm/tokenizer.json", "lm/config.json"])
+def test_a_pipe_is_not_waited_for(make, tmp_path, name):
+    make("scratch").save_pretrained(tmp_path)
+    unseal(tmp_path)
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is no file but a pipe"):
+        PrefixDecoder.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -341,6 +341,28 @@ def test_a_damaged_cache_is_refused(embed, tmp_path, damage):
     assert len(embed(rebuild=True).audio) == 10
 
 
+@pytest.mark.parametrize(
+    "skipped", ['"abc"', "[3]", "[{}]", '[{"fname": "a", "reason": []}]', "7", "null"]
+)
+def test_a_shard_that_skipped_no_clips_is_refused(embed, tmp_path, skipped):
+    embed()
+    shard = cache_of(tmp_path) / "shard-00000.safetensors"
+    tensors, metadata = load_tensors(shard)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    save_tensors(shard, tensors, metadata | {"skipped": skipped})
+    with pytest.raises(ValueError, match="is damaged .*--rebuild_cache True"):
+        embed()
+
+
+def test_an_index_of_another_cache_is_told_in_short(embed, tmp_path):
+    embed()
+    index = cache_of(tmp_path) / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"split": "a" * 9999}))
+    with pytest.raises(ValueError, match="made with another split: aaa") as caught:
+        embed()
+    assert len(str(caught.value)) < 1000
+
+
 # Bad clips
 
 

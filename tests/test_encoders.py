@@ -3,6 +3,7 @@ import os
 import pickle
 import shutil
 import sys
+import tempfile
 import types
 
 import numpy as np
@@ -261,6 +262,14 @@ def test_pickled_weights_in_a_folder_are_not_read(tiny_clap_folder, tmp_path):
         ("config.json", {"projection_dim": "many"}),
         ("tokenizer.json", {"model": {"type": "BPE", "vocab": 3}}),
         ("preprocessor_config.json", {"feature_size": -1}),
+        ("preprocessor_config.json", {"feature_size": 2**31}),
+        ("preprocessor_config.json", {"fft_window_size": 2**40}),
+        ("preprocessor_config.json", {"hop_length": "many"}),
+        ("preprocessor_config.json", {"hop_length": 0}),
+        ("preprocessor_config.json", {"max_length_s": "a" * 9999}),
+        ("preprocessor_config.json", {"max_length_s": 1, "sampling_rate": [[]]}),
+        ("config.json", {"model_type": "a" * 9999}),
+        ("config.json", {"text_config": {"vocab_size": 2**32}}),
     ],
 )
 def test_absurd_settings_are_one_sentence(tiny_clap_folder, tmp_path, name, changes):
@@ -270,8 +279,32 @@ def test_absurd_settings_are_one_sentence(tiny_clap_folder, tmp_path, name, chan
         old = content.get(key)
         content[key] = old | value if isinstance(old, dict) else value
     (folder / name).write_text(json.dumps(content))
-    with pytest.raises((ValueError, OSError), match=str(folder)):
+    with pytest.raises((ValueError, OSError), match=str(folder)) as caught:
         load_encoder(folder)
+    assert len(str(caught.value)) < 1000 + len(str(folder))
+
+
+def test_a_model_larger_than_any_is_not_built(tiny_clap_folder, tmp_path):
+    folder = shutil.copytree(tiny_clap_folder, tmp_path / "clap")
+    replace_in(folder / "config.json", '"vocab_size": 300', f'"vocab_size": {2**25}')
+    with pytest.raises(ValueError, match=f"{folder} is damaged; .* weights, more than"):
+        load_encoder(folder)  # 4 GiB if it were built
+
+
+def test_a_config_that_is_nested_too_deeply_is_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_text('{"a":' * 100_000)
+    with pytest.raises(ValueError, match=f"The CLAP at {tmp_path} is damaged"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_pipe_is_not_waited_for(tiny_clap_folder, tmp_path, name):
+    folder = shutil.copytree(tiny_clap_folder, tmp_path / "clap")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match=f"{folder / name} is no file but a pipe"):
+        ClapEncoder(folder)
 
 
 def test_damaged_weights_are_named(tiny_clap_folder, tmp_path):
@@ -375,10 +408,21 @@ def test_laion_clap_checkpoint_runs_no_code(checkpoint, tmp_path):
     assert made.exists()  # what laion_clap's own reader would have done
 
 
-@pytest.mark.parametrize("content", [b"", b"PK", b"no checkpoint" * 100])
+@pytest.mark.parametrize(
+    "content", [b"", b"PK", b"no checkpoint" * 100, b"\x80\x02.", bytes(10_240)]
+)
 def test_laion_clap_checkpoint_that_is_none(checkpoint, content):
     checkpoint.write_bytes(content)
     with pytest.raises(ValueError, match="is not a checkpoint of weights alone"):
+        load_encoder(checkpoint)
+
+
+def test_laion_clap_checkpoint_that_is_a_tar_archive_makes_no_folder(
+    checkpoint, monkeypatch
+):
+    monkeypatch.setattr(tempfile, "mkdtemp", None)
+    checkpoint.write_bytes(bytes(10_240))  # the end of an archive, and nothing before
+    with pytest.raises(ValueError, match="torch did not save it"):
         load_encoder(checkpoint)
 
 

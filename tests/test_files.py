@@ -1,4 +1,5 @@
 import hashlib
+import json
 import os
 import signal
 import subprocess
@@ -76,6 +77,22 @@ def test_a_cut_or_missing_file_is_named(tmp_path):
         load_tensors(path)
     with pytest.raises(ValueError, match=r"b\.safetensors cannot be read"):
         load_tensors(tmp_path / "b.safetensors")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_no_file(tmp_path):
+    os.mkfifo(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="a.safetensors cannot be read"):
+        load_tensors(tmp_path / "a.safetensors")
+
+
+def test_a_damaged_table_of_contents_is_told_in_short(tmp_path):
+    table = json.dumps({"rows": "9" * 300_000}).encode()
+    content = len(table).to_bytes(8, "little") + table
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="a.safetensors cannot be read") as caught:
+        load_tensors(tmp_path / "a.safetensors")
+    assert len(str(caught.value)) < 1000
 
 
 def test_the_checksum_ignores_order_and_sees_names_types_shapes_and_numbers():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlink_plugin import reading
-from dlink_plugin.reading import read_json, read_npy
+from dlink_plugin.reading import check_files, read_json, read_npy
 
 # JSON
 
@@ -60,6 +60,51 @@ def test_what_is_no_file_is_missing(tmp_path, read):
     for path in (tmp_path / "none", tmp_path, tmp_path / "pipe"):
         with pytest.raises(FileNotFoundError, match=f"{path} is missing; "):
             read(path)
+
+
+# Folders that a library reads
+
+
+def test_what_a_library_would_read_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "LARGEST_JSON", 10)
+    check_files(tmp_path / "none")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "weights.safetensors").write_bytes(bytes(99))
+    (tmp_path / "a.json").write_bytes(bytes(10))
+    check_files(tmp_path)
+    (tmp_path / "b.txt").write_bytes(bytes(11))
+    with pytest.raises(ValueError, match=f"{tmp_path}/b.txt is larger than 10 bytes"):
+        check_files(tmp_path)
+    (tmp_path / "b.txt").unlink()
+    (tmp_path / "c.json").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=f"{tmp_path}/c.json is no file but a pipe or"):
+        check_files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("tokenizer.json", {"added_tokens": [{"id": 0, "content": "a" * 12_000}]}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"2": {"c": "a" * 12_000}}}),
+        ("tokenizer_config.json", {"pad_token": "a" * 12_000}),
+        ("special_tokens_map.json", {f"{i}": "a" * 4000 for i in range(9)}),
+        ("added_tokens.json", {"a" * 12_000: 1}),
+    ],
+)
+def test_tokens_that_take_hours_to_add_are_refused(tmp_path, name, content):
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=f"{tmp_path / name} adds tokens"):
+        check_files(tmp_path)
+
+
+def test_long_texts_that_are_no_tokens_may_be_there(tmp_path):
+    template = {"chat_template": "a" * 99_000, "pad_token": "<pad>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(template))
+    vocabulary = {"model": {"vocab": {"a" * 99_000: 1}}, "added_tokens": [{"id": 1}]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "added_tokens.json").write_text("no JSON, which its library will say")
+    check_files(tmp_path)
 
 
 # Arrays

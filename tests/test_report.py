@@ -232,6 +232,8 @@ def test_seeds_with_other_systems_have_no_mean(tmp_path):
         report.write_json(file, content)
     with pytest.raises(ValueError, match="different data, clips or systems"):
         report.over_seeds(files)
+    with pytest.raises(ValueError, match=f"{files[1]} and {files[0]} of different"):
+        report.over_seeds(files)
 
 
 def test_a_ratio_that_is_void_for_a_seed_has_no_mean(tmp_path):

@@ -8,6 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from itertools import chain
 from pathlib import Path
+from reprlib import repr as shortly
 
 import torch
 from huggingface_hub import ModelHubMixin, hf_hub_download
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ..reading import first_line, read_json
 from .sealed import SUMS, check_shapes, seal, unseal, verify, whole
 from .share import WHOLE, Share
 
@@ -237,25 +239,25 @@ class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license
         except (SafetensorError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{weights} does not hold the weights its config.json describes; "
-                f"export the bridge again ({error})."
+                f"export the bridge again ({first_line(error)})."
             ) from error
         return bridge.eval()
 
     @classmethod
     def _read_config(cls, path: Path) -> tuple[type[Bridge], dict]:
         """The class that a file names, and the arguments it has for it."""
-        config = _read_json(path)
+        config = read_json(path, "export the bridge again")
         name, version = config.pop("bridge", None), config.pop("format", None)
         if version != FORMAT:
             raise ValueError(
-                f"{path} has format {version!r} and this dlink_plugin reads {FORMAT}; "
-                "install the release that wrote it."
+                f"{path} has format {shortly(version)} and this dlink_plugin reads "
+                f"{FORMAT}; install the release that wrote it."
             )
         kind = Bridge.registry.get(name) if isinstance(name, str) else None
         if kind is None or not issubclass(kind, cls):
             expected = [n for n, k in Bridge.registry.items() if issubclass(k, cls)]
             raise ValueError(
-                f"{path} names the bridge {name!r}, not one of {expected}."
+                f"{path} names the bridge {shortly(name)}, not one of {expected}."
             )
         wanted = inspect.signature(kind).parameters
         strange = config.keys() ^ wanted.keys()
@@ -267,7 +269,7 @@ class Bridge(nn.Module, ModelHubMixin, ABC, library_name="dlink-plugin", license
         if strange:
             raise ValueError(
                 f"{path} does not have the plain arguments of {kind.__name__} (see "
-                f"{sorted(strange)}); export the bridge again."
+                f"{shortly(sorted(strange))}); export the bridge again."
             )
         return kind, config
 
@@ -294,13 +296,3 @@ def _is_a(kind: str, value) -> bool:
     if not isinstance(value, _KINDS[kind]):
         return False
     return isinstance(value, str) or abs(value) <= _LARGEST  # which NaN is not
-
-
-def _read_json(path: Path) -> dict:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON; export the bridge again.") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is not a JSON object; export the bridge again.")
-    return config

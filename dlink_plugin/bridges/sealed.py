@@ -24,6 +24,8 @@ __all__ = [
 
 DRAFT = ".draft-"  # what names of unfinished files and folders begin with
 SUMS = "SHA256SUMS"
+_LARGEST = 1 << 20  # bytes of the list: ten thousand files
+_LONGEST = 1000  # characters of a name in it
 
 
 @contextlib.contextmanager
@@ -185,10 +187,14 @@ def check_shapes(expected: Mapping[str, Tensor], path: str | Path) -> None:
 def _read_sums(path: Path) -> dict[str, str]:
     """Checksums by name, as ``sha256sum`` lists them."""
     try:
+        if path.stat().st_size > _LARGEST:
+            raise ValueError("it is too large")
         lines = path.read_text(encoding="utf-8").splitlines()
         sums = {
             name: digest for digest, name in (line.split("  ", 1) for line in lines)
         }
+        if max(map(len, sums), default=0) > _LONGEST:
+            raise ValueError("a name is too long")
     except ValueError as error:
         raise ValueError(f"{path} is no list of checksums; fetch it again.") from error
     for name in map(Path, sums):

@@ -73,6 +73,26 @@ def test_an_altered_config_is_refused_with_a_sentence(saved, changes, sentence):
         Bridge.from_pretrained(saved[1])
 
 
+@pytest.mark.parametrize(
+    "changes", [{"format": "9" * 9999}, {"bridge": "a" * 9999}, {"a" * 9999: 1}]
+)
+def test_a_long_config_is_told_in_short(saved, changes):
+    edit(saved[1], **changes)
+    with pytest.raises(ValueError, match="config.json") as caught:
+        Bridge.from_pretrained(saved[1])
+    assert len(str(caught.value)) < 1000
+
+
+def test_long_weights_are_told_in_short(saved):
+    unseal(saved[1])
+    table = json.dumps({"rows": "9" * 300_000}).encode()
+    content = len(table).to_bytes(8, "little") + table
+    (saved[1] / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match="does not hold the weights") as caught:
+        Bridge.from_pretrained(saved[1])
+    assert len(str(caught.value)) < 1000
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
 def test_a_config_that_is_no_json_object_is_refused(saved, text):
     (saved[1] / "config.json").write_text(text)

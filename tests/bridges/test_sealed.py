@@ -114,7 +114,15 @@ def test_a_seal_cannot_lead_outside(folder, name):
         verify(folder)
 
 
-@pytest.mark.parametrize("content", [b"\xff\xfe", b"no checksum\n"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe",
+        b"no checksum\n",
+        b"0" * 64 + b"  " + b"a" * 1001 + b"\n",
+        (b"0" * 64 + b"  a\n") * 20_000,
+    ],
+)
 def test_a_seal_that_is_none(folder, content):
     (folder / SUMS).write_bytes(content)
     with pytest.raises(ValueError, match="no list of checksums"):
