@@ -3,65 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+# The bridges read JSON too, and import nothing from outside of their folder.
+from .bridges.sealed import LARGEST_JSON, first_line, read_json
+
 __all__ = ["check_files", "damage_told", "first_line", "read_json", "read_npy"]
 
-LARGEST_JSON = 1 << 26  # bytes: 64 MiB; what is written here is far smaller
 _READ_WHOLE = {".json", ".txt", ".jinja", ".model"}  # by transformers, at any size
 # What holds tokens that are added to a vocabulary. Each takes time that grows with the
 # square of its length: together some seconds at this bound, a day at 64 MiB.
 _TOKENS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _LONGEST_TOKENS = 1 << 27
-
-
-def read_json(path: str | Path, what_to_do: str) -> dict:
-    """The JSON object in a file.
-
-    Arguments
-    ---------
-    path : str or Path
-        The file.
-    what_to_do : str
-        Ends the sentence where the file is not what it should be.
-
-    Returns
-    -------
-    content : dict
-        Its strings can be written as UTF-8; kinds and names are the caller's to check.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is not JSON in UTF-8, no object, nested too deeply or over 64 MiB.
-
-    Example
-    -------
-    >>> file = getfixture("tmp_path") / "a.json"
-    >>> _ = file.write_text('{"clips": 3}')
-    >>> read_json(file, "save it again")
-    {'clips': 3}
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing; {what_to_do}.")
-    if path.stat().st_size > LARGEST_JSON:
-        raise ValueError(f"{path} is larger than {LARGEST_JSON} bytes; {what_to_do}.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        # An escape may stand for half a character, which no tokenizer or file takes.
-        json.dumps(content, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON; {what_to_do}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object; {what_to_do}.")
-    return content
 
 
 def read_npy(path: str | Path) -> np.memmap:
@@ -192,8 +148,3 @@ The reason: list index out of range
             f"{what} is damaged; save or download it again. The reason: "
             f"{first_line(error)}"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The beginning of what an error says, for a sentence of ours."""
-    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

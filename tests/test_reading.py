@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dlink_plugin import reading
+from dlink_plugin.bridges import sealed
 from dlink_plugin.reading import check_files, read_json, read_npy
 
 # JSON
@@ -45,7 +46,7 @@ def test_what_is_no_json_object_is_one_sentence(tmp_path, content, sentence):
 
 
 def test_a_huge_file_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(reading, "LARGEST_JSON", 10)
+    monkeypatch.setattr(sealed, "LARGEST_JSON", 10)
     (tmp_path / "a.json").write_text('{"a":   1}')
     assert read_json(tmp_path / "a.json", "") == {"a": 1}
     (tmp_path / "a.json").write_text('{"a":    1}')

@@ -16,8 +16,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..reading import first_line, read_json
-from .sealed import SUMS, check_shapes, seal, unseal, verify, whole
+from .sealed import (
+    SUMS,
+    check_shapes,
+    first_line,
+    read_json,
+    seal,
+    unseal,
+    verify,
+    whole,
+)
 from .share import WHOLE, Share
 
 __all__ = ["Bridge"]

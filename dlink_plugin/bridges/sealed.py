@@ -1,9 +1,10 @@
-"""Files that are whole or not there, and folders that know when they were changed."""
+"""Files that are whole, not there or refused; folders that know what was changed."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ __all__ = [
     "DRAFT",
     "SUMS",
     "check_shapes",
+    "first_line",
+    "read_json",
     "seal",
     "told_as_oserror",
     "unseal",
@@ -24,6 +27,7 @@ __all__ = [
 
 DRAFT = ".draft-"  # what names of unfinished files and folders begin with
 SUMS = "SHA256SUMS"
+LARGEST_JSON = 1 << 26  # bytes: 64 MiB; what is written here is far smaller
 _LARGEST = 1 << 20  # bytes of the list: ten thousand files
 _LONGEST = 1000  # characters of a name in it
 
@@ -209,3 +213,53 @@ def _digest(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_json(path: str | Path, what_to_do: str) -> dict:
+    """The JSON object in a file.
+
+    Arguments
+    ---------
+    path : str or Path
+        The file.
+    what_to_do : str
+        Ends the sentence where the file is not what it should be.
+
+    Returns
+    -------
+    content : dict
+        Its strings can be written as UTF-8; kinds and names are the caller's to check.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is not JSON in UTF-8, no object, nested too deeply or over 64 MiB.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "a.json"
+    >>> _ = file.write_text('{"clips": 3}')
+    >>> read_json(file, "save it again")
+    {'clips': 3}
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing; {what_to_do}.")
+    if path.stat().st_size > LARGEST_JSON:
+        raise ValueError(f"{path} is larger than {LARGEST_JSON} bytes; {what_to_do}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        # An escape may stand for half a character, which no tokenizer or file takes.
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON; {what_to_do}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object; {what_to_do}.")
+    return content
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what an error says, for a sentence of ours."""
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__

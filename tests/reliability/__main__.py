@@ -1,6 +1,6 @@
 """What must not be lost or let in: ``python -m tests.reliability [section]``.
 
-Sections: kills, faults; both without a name. Every number is asserted
+Sections: kills, faults, fuzz; all of them without a name. Every number is asserted
 where it is made. Writes ``results/reliability.json`` and ``results/reliability.md``.
 """
 
@@ -13,22 +13,22 @@ from pathlib import Path
 
 from dlink_plugin.report import write_json
 
-from . import faults, kills
+from . import faults, fuzz, kills, watch
 
 RESULTS = Path("results")
-SECTIONS = {"kills": kills.main, "faults": faults.main}
-LEAST = {"kills": 50, "faults": 10}
+SECTIONS = {"kills": kills.main, "faults": faults.main, "fuzz": fuzz.main}
+LEAST = {"kills": 50, "faults": 10, "fuzz": 10_000}
 ABOUT = """# Reliability
 
-Made by `python -m tests.reliability` (a section alone: `kills` or `faults`),
-two cores, no GPU. Every number is asserted where it is made: a run that ends
-otherwise, a file that is cut, an error of the wrong kind ends the harness.
+Made by `python -m tests.reliability` (a section alone: `kills`,
+`faults` or `fuzz`), two cores, no GPU. Every number is asserted where it is made: a
+run that ends otherwise, a file that is cut, an error of the wrong kind ends the harness.
 """
 
 
 def total(section, result):
     """How many times something was done to the package."""
-    counted = {"kills": "kills", "faults": "injected"}[section]
+    counted = {"kills": "kills", "faults": "injected", "fuzz": "inputs"}[section]
     return sum(each[counted] for each in result.values())
 
 
@@ -66,9 +66,26 @@ def faults_table(result):
     )
 
 
+def fuzz_table(result):
+    """Inputs by reader, and how many were read all the same."""
+    yield "| reader | inputs | read | refused |"
+    yield "| --- | --- | --- | --- |"
+    for reader, row in result.items():
+        yield f"| {reader} | {row['inputs']:,} | {row['read']:,} | {row['refused']:,} |"
+    yield ""
+    yield (
+        "Refused: by a ValueError or OSError that names the file in a short sentence. "
+        "After every input: nothing written outside of its folder, no program started, "
+        f"nobody connected to, no more than {watch.SECONDS} s and "
+        f"{watch.MEMORY >> 30} GiB taken. Whoever runs a YAML runs code, as in every "
+        "recipe of SpeechBrain; the configs saved here are JSON and run nothing."
+    )
+
+
 TABLES = {
     "kills": ("Killed and started again", kills_table),
     "faults": ("Faults injected", faults_table),
+    "fuzz": ("Hostile and broken files", fuzz_table),
 }
 
 

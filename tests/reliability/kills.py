@@ -185,7 +185,7 @@ def jobs(folder, chains):
     yield "caption.py", fresh("whole_captions"), fresh, chains
 
 
-def main(folder, chains=8, depth=4, seed=0, progressbar=True):
+def main(folder, chains=9, depth=4, seed=0, progressbar=True):
     """Kill both recipes; what was killed where, every survival asserted."""
     rng, result = random.Random(seed), {}
     for name, whole, fresh, number in jobs(Path(folder), chains):
