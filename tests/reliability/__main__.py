@@ -22,7 +22,7 @@ ABOUT = """# Reliability
 
 Made by `python -m tests.reliability` (a section alone: `kills`,
 `faults` or `fuzz`), two cores, no GPU. Every number is asserted where it is made: a
-run that ends otherwise, a file that is cut, an error of the wrong kind ends the harness.
+run that ends otherwise, a cut file, an error of the wrong kind ends the harness.
 """
 
 
