@@ -19,7 +19,7 @@ some = normalize(torch.randn(5_000, 512, generator=torch.manual_seed(0)), dim=1)
 texts = some.repeat(100, 1)
 bridge = DeCap(512)
 bridge.fit(texts, texts)
-nearest = (bridge(some[:1000]) * some[:1000]).sum(1).min()
+nearest = (bridge(some[:400]) * some[:400]).sum(1).min()
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(float(nearest), peak * 1024 / 1e9)
 """
