@@ -409,7 +409,9 @@ def test_laion_clap_checkpoint_runs_no_code(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"PK", b"no checkpoint" * 100, b"\x80\x02.", bytes(10_240)]
+    "content",
+    [b"", b"PK", b"no checkpoint" * 100, b"\x80\x02.", bytes(10_240)],
+    ids=["empty", "zip", "text", "pickle", "zeros"],
 )
 def test_laion_clap_checkpoint_that_is_none(checkpoint, content):
     checkpoint.write_bytes(content)
