@@ -15,13 +15,14 @@ import resource
 import torch
 from torch.nn.functional import normalize
 from dlink_plugin.bridges import DeCap
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 some = normalize(torch.randn(5_000, 512, generator=torch.manual_seed(0)), dim=1)
 texts = some.repeat(100, 1)
 bridge = DeCap(512)
 bridge.fit(texts, texts)
 nearest = (bridge(some[:400]) * some[:400]).sum(1).min()
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(float(nearest), peak * 1024 / 1e9)
+taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(float(nearest), taken * 1024 / 1e9)
 """
 
 
@@ -89,4 +90,4 @@ def test_half_a_million_texts_fit():
     )
     nearest, gigabytes = map(float, finished.stdout.split())
     assert nearest > 0.999  # each found itself among all
-    assert gigabytes < 1.5  # of the whole process
+    assert gigabytes < 1.3  # 1.02 of them are the texts, all products would be 0.8
