@@ -25,6 +25,7 @@ from transformers import (
     ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
+    ClapTextConfig,
     PretrainedConfig,
 )
 
@@ -294,16 +295,42 @@ def _load_clap(clap: str | Path):
         raise OSError(
             f"No complete CLAP at {clap}: give a folder with config.json, "
             "model.safetensors, preprocessor_config.json and tokenizer.json, a Hugging "
-            "Face id such as laion/clap-htsat-unfused (the first use needs the "
-            f"network), or mini. The reason: {first_line(error)}"
+            "Face id such as laion/clap-htsat-unfused (its first use needs the "
+            "network; a gated one needs its license accepted on its page and `hf auth "
+            f"login`), or mini. The reason: {first_line(error)}"
         ) from error
-    absent = dict(model.named_parameters()).keys() & loading["missing_keys"]
-    if absent:
+    _check_weights(clap, model, loading)
+    _check_tokenizer(clap, rest[-1], model.config.text_config)
+    return model, *rest
+
+
+def _check_weights(clap, model: ClapModel, loading: dict) -> None:
+    needed = {name for name, _ in model.named_parameters()}
+    needed |= {name for name in model.state_dict() if ".running_" in name}
+    if absent := needed & set(loading["missing_keys"]):
         raise ValueError(
             f"The weights of {clap} lack {len(absent)} tensors ({min(absent)}, ...); "
             "save the whole ClapModel again."
         )
-    return model, *rest
+    # A model without fusion has other filters: its embeddings would be wrong.
+    if any("fusion_model" in name for name in loading["unexpected_keys"]):
+        raise ValueError(
+            f"The weights of {clap} are those of a fusion model, its config.json is "
+            "not; set enable_fusion in its audio_config, or save the ClapModel again."
+        )
+
+
+def _check_tokenizer(clap, tokenizer, text: ClapTextConfig) -> None:
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"The tokenizer of {clap} has no padding token, so texts of different "
+            "lengths make no batch; set pad_token in its tokenizer_config.json."
+        )
+    if len(tokenizer) > text.vocab_size:
+        raise ValueError(
+            f"The tokenizer of {clap} has {len(tokenizer)} tokens, its model "
+            f"{text.vocab_size}; save the tokenizer that the model was trained with."
+        )
 
 
 def _load_parts(source: str, local: bool):
