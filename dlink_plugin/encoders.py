@@ -93,6 +93,8 @@ class FrontEnd:
 class FrozenEncoder(torch.nn.Module):
     """What the encoders share; subclasses embed one batch of features or of texts.
 
+    That is ``_embed_audio`` and ``_embed_text``: one row for each, of any length.
+
     Arguments
     ---------
     model : torch.nn.Module
@@ -105,6 +107,33 @@ class FrozenEncoder(torch.nn.Module):
         Everything beside weights and windows that the embeddings depend on, as JSON.
     batch_size : int
         Windows or texts per forward pass of the model.
+
+    Example
+    -------
+    A CLAP of another kind, here of 1024 numbers and 32 kHz. (Stand-ins for the real one:
+    levels of a window's parts, and the letters of a text.)
+
+    >>> from dlink_plugin.encoders import FrontEnd, FrozenEncoder
+    >>> def levels(window):  # at the top of a module, so that it can be pickled
+    ...     return torch.stack([part.std() for part in window.tensor_split(64)])
+    >>> class MyClap(FrozenEncoder):
+    ...     def __init__(self):
+    ...         front_end = FrontEnd(levels, 32_000, window=320_000, min_tail=3_200)
+    ...         model, settings = torch.nn.Linear(64, 1024), {"features": "levels"}
+    ...         super().__init__(model, 1024, front_end, settings)
+    ...
+    ...     def _embed_audio(self, features):  # (windows, 64) to (windows, 1024)
+    ...         return self.model(features)
+    ...
+    ...     def _embed_text(self, texts):
+    ...         counts = [
+    ...             [text.count(chr(i)) for i in range(64, 128)] for text in texts
+    ...         ]
+    ...         return self.model(torch.tensor(counts).float())
+    >>> MyClap().encode_audio([torch.randn(400_000)]).shape
+    torch.Size([1, 1024])
+    >>> MyClap().encode_text(["a dog barks", "rain"]).shape
+    torch.Size([2, 1024])
     """
 
     def __init__(

@@ -24,14 +24,20 @@ TINY = {"patches": 96, "depths": (2, 2, 6, 2), "heads": (4, 8, 16, 32)}
 BASE = {"patches": 128, "depths": (2, 2, 12, 2), "heads": (4, 8, 16, 32)}
 
 
-@pytest.fixture(scope="module")
-def roberta(tmp_path_factory):
-    """The folder of a tokenizer in the shape of RoBERTa's."""
-    folder = tmp_path_factory.mktemp("roberta")
+def write_roberta(folder):
+    """A tokenizer in the shape of RoBERTa's, as it was published."""
+    folder.mkdir(exist_ok=True)
     tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator(SENTENCES * 2, 300, special_tokens=SPECIAL)
+    tokenizer.train_from_iterator(
+        SENTENCES * 2, 300, special_tokens=SPECIAL, show_progress=False
+    )
     tokenizer.save_model(str(folder))
     return folder
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory):
+    return write_roberta(tmp_path_factory.mktemp("roberta"))
 
 
 # What laion_clap's models hold, written down from its source: its name, the name or
