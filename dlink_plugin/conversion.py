@@ -18,17 +18,18 @@ from transformers import (
     ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
+    ClapTextConfig,
     RobertaTokenizerFast,
 )
 
 from .bridges.sealed import DRAFT, told_as_oserror
 from .encoders import FUSION, blueprint, read_checkpoint
-from .reading import check_files, damage_told
+from .reading import check_files, damage_told, first_line
 
 __all__ = ["config_of", "convert_clap", "renamed"]
 
-# Of all of laion_clap's models whose audio tower is an HTSAT, its text tower a RoBERTa.
-MAX_TOKENS = 77
+# The same in all of laion_clap's models with an HTSAT and a RoBERTa.
+_MAX_TOKENS = 77
 _HEAD = 64  # numbers in a head of RoBERTa
 _FEATURES = {
     "feature_size": 64,
@@ -105,34 +106,33 @@ def convert_clap(
         not the one of its text tower.
     """
     folder = Path(folder).absolute()
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(
             f"{folder} is there and not empty; name a new folder or empty this one."
         )
     words = _load_tokenizer(str(tokenizer))
     state = read_checkpoint(checkpoint)
     try:
-        config = config_of(state)
-        weights = renamed(state)
-        with damage_told(f"The checkpoint {checkpoint}"):
-            expected = blueprint(config).state_dict()
-        _check_weights(weights, expected)
-        extractor = _extractor(config, state)
-    except _Strange as error:
+        model = _model(state)
+        extractor = _extractor(model.config.audio_config.enable_fusion, state)
+    except Exception as error:  # tensors of the wrong kind fail in many ways
         raise ValueError(
             f"{checkpoint} is not a checkpoint of laion_clap with an HTSAT and a "
-            f"RoBERTa: {error}; name such a file or fetch it again."
+            "RoBERTa; name such a file or fetch it again. The reason: "
+            f"{first_line(error)}"
         ) from error
-    _check_tokenizer(words, config, tokenizer)
-    words.model_max_length = MAX_TOKENS
-    model = ClapModel(config)
-    model.load_state_dict(weights, strict=False)  # all but what follows: checked above
+    _check_tokenizer(words, model.config.text_config, tokenizer)
+    words.model_max_length = _MAX_TOKENS
     _write(folder, model, extractor, words)
-    return config
+    return model.config
 
 
-class _Strange(ValueError):
-    """A tensor that is not what it should be; the caller names the file."""
+def _model(state: Mapping[str, torch.Tensor]) -> ClapModel:
+    config, weights = config_of(state), renamed(state)
+    _check_weights(weights, blueprint(config).state_dict())
+    model = ClapModel(config)
+    model.load_state_dict(weights, strict=False)  # it makes itself what follows
+    return model
 
 
 def renamed(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -182,7 +182,7 @@ def _new_name(name: str) -> str:
     for old, new in _NAMES.items():
         if match := re.fullmatch(old, name):
             return match.expand(new)
-    raise _Strange(f"it holds {name[:200]}")
+    raise ValueError(f"it holds {name[:200]}")
 
 
 def config_of(state: Mapping[str, torch.Tensor]) -> ClapConfig:
@@ -240,10 +240,10 @@ def config_of(state: Mapping[str, torch.Tensor]) -> ClapConfig:
 
 def _shape(state: Mapping[str, torch.Tensor], name: str, dimensions: int) -> tuple:
     if name not in state:
-        raise _Strange(f"it lacks {name}")
+        raise ValueError(f"it lacks {name}")
     shape = tuple(state[name].shape)
     if len(shape) != dimensions:
-        raise _Strange(f"{name} has the shape {shape}")
+        raise ValueError(f"{name} has the shape {shape}")
     return shape
 
 
@@ -264,23 +264,20 @@ def _check_weights(
     }
     if differ := found.items() ^ wanted.items():
         name = min(name for name, _ in differ)
-        raise _Strange(
+        raise ValueError(
             f"what becomes {name} is {found.get(name, 'missing')} instead of "
             f"{wanted.get(name, 'nothing')}"
         )
 
 
-def _extractor(
-    config: ClapConfig, state: Mapping[str, torch.Tensor]
-) -> ClapFeatureExtractor:
-    fusion = config.audio_config.enable_fusion
+def _extractor(fusion: bool, state: Mapping[str, torch.Tensor]) -> ClapFeatureExtractor:
     extractor = ClapFeatureExtractor(
         **_FEATURES, truncation="fusion" if fusion else "rand_trunc"
     )
     ours = extractor.mel_filters_slaney
     theirs = state[_FILTERS].float().numpy() if _FILTERS in state else ours
     if theirs.shape != ours.shape or not np.allclose(theirs, ours, atol=1e-6):
-        raise _Strange(
+        raise ValueError(
             f"{_FILTERS} is not the filters of 64 bands from 50 to 14,000 Hz at 48 kHz"
         )
     return extractor
@@ -301,8 +298,7 @@ def _load_tokenizer(source: str) -> RobertaTokenizerFast:
         ) from error
 
 
-def _check_tokenizer(tokenizer, config: ClapConfig, source: str | Path) -> None:
-    text = config.text_config
+def _check_tokenizer(tokenizer, text: ClapTextConfig, source: str | Path) -> None:
     special = tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.eos_token_id
     if special != (text.bos_token_id, text.pad_token_id, text.eos_token_id):
         raise ValueError(

@@ -110,8 +110,8 @@ class FrozenEncoder(torch.nn.Module):
 
     Example
     -------
-    A CLAP of another kind, here of 1024 numbers and 32 kHz. (Stand-ins for the real one:
-    levels of a window's parts, and the letters of a text.)
+    A CLAP of another kind, here of 1024 numbers and 32 kHz. (Stand-ins for the real
+    one: levels of a window's parts, and the letters of a text.)
 
     >>> from dlink_plugin.encoders import FrontEnd, FrozenEncoder
     >>> def levels(window):  # at the top of a module, so that it can be pickled

@@ -21,6 +21,8 @@ import torch
 import transformers
 from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
 
+from dlink_plugin.encoders import LaionClapEncoder
+
 
 class _Anything(ModuleType):
     """A module of which every name can be imported, and is an empty class."""
@@ -89,12 +91,17 @@ def main(folder: str, amodel: str, fusion: str, layers: str) -> None:
             "audio_16_bit": module.get_audio_embedding_from_data(clips),
             "text": module.get_text_embedding(texts, use_tensor=True),
         }
-    np.savez(folder / "embeddings.npz", **embeddings)
     state = {f"module.{k}": v for k, v in module.model.state_dict().items()}
     positions = torch.arange(514)[None]
     state["module.text_branch.embeddings.position_ids"] = positions
     whole = {"epoch": 15, "name": "random", "state_dict": state}
     torch.save(whole, folder / "checkpoint.pt")
+    del module, state, whole
+    encoder = LaionClapEncoder(folder / "checkpoint.pt")
+    assert encoder.settings == {"amodel": amodel, "enable_fusion": fusion == "fusion"}
+    embeddings["encoder_audio"] = encoder.encode_audio(list(tensors))
+    embeddings["encoder_text"] = encoder.encode_text(texts)
+    np.savez(folder / "embeddings.npz", **embeddings)
 
 
 if __name__ == "__main__":

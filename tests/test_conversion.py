@@ -1,6 +1,5 @@
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -418,32 +417,36 @@ def test_no_room(tmp_path, roberta, checkpoint, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "amodel, fusion",
+    "amodel, fusion, layers",  # of RoBERTa's twelve layers; the others are alike
     [
-        ("HTSAT-tiny", ""),
-        ("HTSAT-tiny", "fusion"),
-        ("HTSAT-base", ""),
-        ("HTSAT-base", "fusion"),
+        ("HTSAT-tiny", "", 12),
+        ("HTSAT-tiny", "fusion", 2),
+        ("HTSAT-base", "", 2),
+        ("HTSAT-base", "fusion", 2),
     ],
 )
-def test_embeddings_are_those_of_laion_clap(tmp_path, roberta, clips, amodel, fusion):
+def test_embeddings_are_those_of_laion_clap(
+    tmp_path, roberta, clips, amodel, fusion, layers
+):
     if importlib.util.find_spec("laion_clap") is None:
         pytest.skip("laion_clap is not installed")
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((roberta / name).read_bytes())
     np.save(tmp_path / "clips.npy", clips.numpy())
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
-    # Two of RoBERTa's twelve layers: the others are the same again.
-    command = [sys.executable, "-m", "tests.laion_route", tmp_path, amodel, fusion, "2"]
+    options = map(str, (tmp_path, amodel, fusion, layers))
     done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "tests.laion_route", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     if done.returncode == 3:
         pytest.skip(f"laion_clap cannot be imported: {done.stdout.strip()[-200:]}")
     assert done.returncode == 0, done.stderr
     theirs = np.load(tmp_path / "embeddings.npz")
     config = convert_clap(tmp_path / "checkpoint.pt", tmp_path / "clap", roberta)
-    os.unlink(tmp_path / "checkpoint.pt")
+    (tmp_path / "checkpoint.pt").unlink()  # half a gigabyte
     assert config.audio_config.enable_fusion == bool(fusion)
     encoder = ClapEncoder(tmp_path / "clap")
     audio = encoder.encode_audio(list(clips)).numpy()
@@ -452,3 +455,7 @@ def test_embeddings_are_those_of_laion_clap(tmp_path, roberta, clips, amodel, fu
         assert (rows @ rows.T - np.eye(len(rows))).max() < 0.99
     assert np.abs(theirs["audio"] - audio).max() < 1e-5
     assert np.abs(theirs["text"] - text).max() < 1e-5
+    # The encoder of the file itself rounds to 16 bits, as laion_clap does with arrays.
+    assert np.abs(theirs["audio_16_bit"] - theirs["encoder_audio"]).max() < 1e-6
+    assert np.abs(theirs["text"] - theirs["encoder_text"]).max() < 1e-6
+    assert (theirs["audio_16_bit"] * audio).sum(1).min() > 0.999
