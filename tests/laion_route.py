@@ -62,9 +62,12 @@ def _randomize(model: torch.nn.Module) -> None:
         if "_extractor" in name or "logit_scale" in name:
             continue
         if weight.ndim > 1:
-            fan_in = weight[0].numel()
-            deviation = 0.5 if "embeddings" in name or "bias" in name else fan_in**-0.5
-            weight.normal_(std=1.5 * deviation)
+            deviation = 1.5 * weight[0].numel() ** -0.5
+            if "embeddings" in name:
+                deviation = 0.02  # as RoBERTa's, so that layer_norm_eps matters
+            elif "bias_table" in name:
+                deviation = 0.75
+            weight.normal_(std=deviation)
         else:
             weight.add_(0.1 * torch.randn_like(weight))
     for name, buffer in model.named_buffers():

@@ -228,6 +228,7 @@ def test_the_true_sizes_are_found(sizes, fusion):
     assert audio.enable_fusion == fusion
     assert (text.num_hidden_layers, text.num_attention_heads) == (12, 12)
     assert (text.vocab_size, config.projection_dim) == (50265, 512)
+    assert text.layer_norm_eps == 1e-5  # in the config.json of roberta-base
     found = {name: weight.shape for name, weight in renamed(state).items()}
     wanted = {
         name: weight.shape
