@@ -286,9 +286,8 @@ def _extractor(fusion: bool, state: Mapping[str, torch.Tensor]) -> ClapFeatureEx
 def _load_tokenizer(source: str) -> RobertaTokenizerFast:
     check_files(source)
     try:
-        with damage_told(
-            f"The tokenizer at {source}"
-        ):  # offline it opens the name None
+        # Of an empty folder, and offline, it opens the name None: TypeError.
+        with damage_told(f"The tokenizer at {source}"):
             return RobertaTokenizerFast.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise OSError(
