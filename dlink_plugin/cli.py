@@ -256,6 +256,26 @@ def embed(
         sys.exit(f"error: {failed} of {failed + len(rows)} sounds are not in {out}.")
 
 
+@app.command("convert-clap")
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Of laion_clap: .pt.")],
+    folder: Annotated[Path, typer.Argument(help="Gets the CLAP; new or empty.")],
+    tokenizer: Annotated[
+        str, typer.Option(help="RoBERTa's: a folder or hub id.")
+    ] = "roberta-base",
+) -> None:
+    """Make a checkpoint of laion_clap a folder for --clap that needs no laion_clap."""
+    from .conversion import convert_clap
+
+    config = convert_clap(checkpoint, folder, tokenizer)
+    audio = config.audio_config
+    blocks = "-".join(map(str, audio.depths))
+    kind = "fusion" if audio.enable_fusion else "no fusion"
+    print(
+        f"HTSAT of {blocks} blocks, {kind}, {config.projection_dim} numbers: {folder}"
+    )
+
+
 @app.command()
 def info(
     folder: Annotated[Path, typer.Argument(help="A bridge, decoder or captioner.")],

@@ -25,6 +25,7 @@ from transformers import (
     ClapConfig,
     ClapFeatureExtractor,
     ClapModel,
+    ClapTextConfig,
     PretrainedConfig,
 )
 
@@ -37,6 +38,7 @@ _LAYERS = 1000
 _WEIGHTS = 1 << 29  # of a model at most; the largest CLAPs have 200 million
 _WIDEST = 1 << 12  # window of a spectrum, and number of its mel bands; CLAP: 1024, 64
 CHECKPOINTS = (".pt", ".ckpt", ".pth")
+FUSION = "audio_branch.patch_embed.mel_conv2d.weight"  # only fusion models have it
 # What checkpoints hold beside tensors (their epoch, best score): numbers of numpy.
 _NUMPY_SCALARS = [
     (np.core.multiarray.scalar, "numpy.core.multiarray.scalar"),
@@ -91,6 +93,8 @@ class FrontEnd:
 class FrozenEncoder(torch.nn.Module):
     """What the encoders share; subclasses embed one batch of features or of texts.
 
+    That is ``_embed_audio`` and ``_embed_text``: one row for each, of any length.
+
     Arguments
     ---------
     model : torch.nn.Module
@@ -103,6 +107,33 @@ class FrozenEncoder(torch.nn.Module):
         Everything beside weights and windows that the embeddings depend on, as JSON.
     batch_size : int
         Windows or texts per forward pass of the model.
+
+    Example
+    -------
+    A CLAP of another kind, here of 1024 numbers and 32 kHz. (Stand-ins for the real
+    one: levels of a window's parts, and the letters of a text.)
+
+    >>> from dlink_plugin.encoders import FrontEnd, FrozenEncoder
+    >>> def levels(window):  # at the top of a module, so that it can be pickled
+    ...     return torch.stack([part.std() for part in window.tensor_split(64)])
+    >>> class MyClap(FrozenEncoder):
+    ...     def __init__(self):
+    ...         front_end = FrontEnd(levels, 32_000, window=320_000, min_tail=3_200)
+    ...         model, settings = torch.nn.Linear(64, 1024), {"features": "levels"}
+    ...         super().__init__(model, 1024, front_end, settings)
+    ...
+    ...     def _embed_audio(self, features):  # (windows, 64) to (windows, 1024)
+    ...         return self.model(features)
+    ...
+    ...     def _embed_text(self, texts):
+    ...         counts = [
+    ...             [text.count(chr(i)) for i in range(64, 128)] for text in texts
+    ...         ]
+    ...         return self.model(torch.tensor(counts).float())
+    >>> MyClap().encode_audio([torch.randn(400_000)]).shape
+    torch.Size([1, 1024])
+    >>> MyClap().encode_text(["a dog barks", "rain"]).shape
+    torch.Size([2, 1024])
     """
 
     def __init__(
@@ -293,22 +324,48 @@ def _load_clap(clap: str | Path):
         raise OSError(
             f"No complete CLAP at {clap}: give a folder with config.json, "
             "model.safetensors, preprocessor_config.json and tokenizer.json, a Hugging "
-            "Face id such as laion/clap-htsat-unfused (the first use needs the "
-            f"network), or mini. The reason: {first_line(error)}"
+            "Face id such as laion/clap-htsat-unfused (its first use needs the "
+            "network; a gated one needs its license accepted on its page and `hf auth "
+            f"login`), or mini. The reason: {first_line(error)}"
         ) from error
-    absent = dict(model.named_parameters()).keys() & loading["missing_keys"]
-    if absent:
+    _check_weights(clap, model, loading)
+    _check_tokenizer(clap, rest[-1], model.config.text_config)
+    return model, *rest
+
+
+def _check_weights(clap, model: ClapModel, loading: dict) -> None:
+    needed = {name for name, _ in model.named_parameters()}
+    needed |= {name for name in model.state_dict() if ".running_" in name}
+    if absent := needed & set(loading["missing_keys"]):
         raise ValueError(
             f"The weights of {clap} lack {len(absent)} tensors ({min(absent)}, ...); "
             "save the whole ClapModel again."
         )
-    return model, *rest
+    # A model without fusion has other filters: its embeddings would be wrong.
+    if any("fusion_model" in name for name in loading["unexpected_keys"]):
+        raise ValueError(
+            f"The weights of {clap} are those of a fusion model, its config.json is "
+            "not; set enable_fusion in its audio_config, or save the ClapModel again."
+        )
+
+
+def _check_tokenizer(clap, tokenizer, text: ClapTextConfig) -> None:
+    if tokenizer.pad_token_id is None:
+        raise ValueError(
+            f"The tokenizer of {clap} has no padding token, so texts of different "
+            "lengths make no batch; set pad_token in its tokenizer_config.json."
+        )
+    if len(tokenizer) > text.vocab_size:
+        raise ValueError(
+            f"The tokenizer of {clap} has {len(tokenizer)} tokens, its model "
+            f"{text.vocab_size}; save the tokenizer that the model was trained with."
+        )
 
 
 def _load_parts(source: str, local: bool):
     _check_depth(PretrainedConfig.get_config_dict(source)[0])
     if local:
-        _check_size(ClapConfig.from_pretrained(source))
+        blueprint(ClapConfig.from_pretrained(source))
     try:
         model, loading = ClapModel.from_pretrained(
             source,
@@ -333,12 +390,30 @@ def _check_depth(config: dict) -> None:
         raise ValueError(f"more than {_LAYERS} layers")
 
 
-def _check_size(config: ClapConfig) -> None:
-    """Built without memory first: a config may ask for more than there is."""
+def blueprint(config: ClapConfig) -> ClapModel:
+    """The model, without memory for its weights: a config may ask for too much.
+
+    Arguments
+    ---------
+    config : ClapConfig
+        Of any size.
+
+    Returns
+    -------
+    model : ClapModel
+        On the device "meta": names and shapes alone.
+
+    Raises
+    ------
+    ValueError
+        If it is larger than any CLAP.
+    """
     with torch.device("meta"):
-        size = sum(weights.numel() for weights in ClapModel(config).parameters())
+        model = ClapModel(config)
+    size = sum(weights.numel() for weights in model.parameters())
     if size > _WEIGHTS:
         raise ValueError(f"{size} weights, more than {_WEIGHTS}")
+    return model
 
 
 def _check_filters(config: dict) -> None:
@@ -413,18 +488,20 @@ def _fill(waveform: torch.Tensor, length: int, padding: str) -> torch.Tensor:
 class LaionClapEncoder(FrozenEncoder):
     """A checkpoint file of the ``laion_clap`` package, frozen.
 
-    The file is unpickled: use one from a source you trust. Importing ``laion_clap``
-    loads RoBERTa's tokenizer from the Hugging Face Hub.
+    Only tensors are read from the file, no code is run. Importing ``laion_clap`` loads
+    RoBERTa's tokenizer from the Hugging Face Hub; ``dlink convert-clap`` makes of the
+    file a folder for :class:`ClapEncoder`, which needs no ``laion_clap``.
 
     Arguments
     ---------
     checkpoint : str or Path
         For instance ``630k-audioset-best.pt`` or
         ``music_speech_audioset_epoch_15_esc_89.98.pt``.
-    amodel : str
+    amodel : str, optional
         Audio tower: ``HTSAT-tiny``, or ``HTSAT-base`` for the music and speech files.
-    enable_fusion : bool
-        Whether the checkpoint is a fusion model.
+        None: by the width of the file's.
+    enable_fusion : bool, optional
+        Whether the checkpoint is a fusion model. None: as the file is.
     min_tail_s : float
         A tail of a long clip shorter than this many seconds is dropped.
     batch_size : int
@@ -447,12 +524,12 @@ class LaionClapEncoder(FrozenEncoder):
         self,
         checkpoint: str | Path,
         *,
-        amodel: str = "HTSAT-tiny",
-        enable_fusion: bool = False,
+        amodel: str | None = None,
+        enable_fusion: bool | None = None,
         min_tail_s: float = 0.1,
         batch_size: int = 32,
     ):
-        model = _load_laion_clap(checkpoint, amodel, enable_fusion)
+        model, settings = _load_laion_clap(checkpoint, amodel, enable_fusion)
         front_end = FrontEnd(
             extract=functools.partial(_as_16_bit, self.WINDOW),
             sample_rate=self.SAMPLE_RATE,
@@ -461,7 +538,6 @@ class LaionClapEncoder(FrozenEncoder):
         )
         with torch.no_grad():
             dim = model.get_text_embedding(["sound"], use_tensor=True).shape[-1]
-        settings = {"amodel": amodel, "enable_fusion": enable_fusion}
         super().__init__(model, dim, front_end, settings, batch_size)
 
     def _embed_audio(self, features: torch.Tensor) -> torch.Tensor:
@@ -471,48 +547,88 @@ class LaionClapEncoder(FrozenEncoder):
         return self.model.get_text_embedding(texts, use_tensor=True)
 
 
-def _load_laion_clap(checkpoint: str | Path, amodel: str, enable_fusion: bool):
+def _load_laion_clap(
+    checkpoint: str | Path, amodel: str | None, enable_fusion: bool | None
+):
+    _check_there(checkpoint)
+    try:
+        import laion_clap
+    except ImportError as error:
+        raise ImportError(
+            f"{checkpoint} needs laion_clap; pip install 'dlink-plugin[clap]', or "
+            f"convert it with: dlink convert-clap {checkpoint} FOLDER. The reason: "
+            f"{error}"
+        ) from error
+    state = read_checkpoint(checkpoint)
+    settings = {
+        "amodel": _audio_tower(state) if amodel is None else amodel,
+        "enable_fusion": FUSION in state if enable_fusion is None else enable_fusion,
+    }
+    model = laion_clap.CLAP_Module(device="cpu", **settings)
+    try:
+        model.model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{checkpoint} does not fit laion_clap's {settings['amodel']} with "
+            f"enable_fusion={settings['enable_fusion']}; leave out amodel and "
+            "enable_fusion, and they are the file's. The reason: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error
+    return model, settings
+
+
+def _audio_tower(state: dict[str, torch.Tensor]) -> str:
+    first = state.get("audio_branch.patch_embed.proj.weight")
+    widths = {128: "HTSAT-base", 256: "HTSAT-large"}
+    return widths.get(0 if first is None else len(first), "HTSAT-tiny")
+
+
+def _check_there(checkpoint: str | Path) -> None:
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(
             f"No checkpoint at {checkpoint}; download one from "
             "https://huggingface.co/lukewys/laion_clap."
         )
-    try:
-        import laion_clap
-    except ImportError as error:
-        raise ImportError(
-            f"{checkpoint} needs laion_clap; pip install 'dlink-plugin[clap]'. The "
-            f"reason: {error}"
-        ) from error
-    model = laion_clap.CLAP_Module(
-        enable_fusion=enable_fusion, device="cpu", amodel=amodel
-    )
-    try:
-        model.model.load_state_dict(_read_checkpoint(checkpoint))
-    except RuntimeError as error:
-        raise ValueError(
-            f"{checkpoint} does not fit laion_clap's {amodel} with enable_fusion="
-            f"{enable_fusion}; set amodel and enable_fusion to the checkpoint's. "
-            f"The reason: {error}"
-        ) from error
-    return model
 
 
-def _read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
+def read_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint file, by their names in a model that is not wrapped.
 
     laion_clap's own reader would run what a pickle says, and stops at a checkpoint that
     has no position_ids any more.
+
+    Arguments
+    ---------
+    path : str or Path
+        Saved by ``torch.save``: a state dict, or a dict with one as "state_dict".
+
+    Returns
+    -------
+    state : dict of str to torch.Tensor
+        Memory-mapped where the file can be: an optimizer's state is not read.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it holds anything but data, or is damaged or cut off.
     """
+    _check_there(path)
     try:
         with open(path, "rb") as file:
-            # For a tar archive torch makes a folder elsewhere before it refuses it.
-            if not file.read(4).startswith((b"PK\x03\x04", b"\x80")):
-                raise ValueError("torch did not save it")
+            start = file.read(4)
+        # For a tar archive torch makes a folder elsewhere before it refuses it.
+        if not start.startswith((b"PK\x03\x04", b"\x80")):
+            raise ValueError("torch did not save it")
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=start[:2] == b"PK"
+            )
         state = loaded.get("state_dict", loaded)
         state = {name.removeprefix("module."): each for name, each in state.items()}
+        if not all(isinstance(each, torch.Tensor) for each in state.values()):
+            raise ValueError("there are no tensors under state_dict")
     except Exception as error:  # a damaged pickle fails in many ways
         raise ValueError(
             f"{path} is not a checkpoint of weights alone; fetch it again from where "

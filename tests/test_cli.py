@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from transformers import RobertaTokenizerFast
 
 from dlink_plugin import cli
 from dlink_plugin.bridges import DiffusionLink, MeanShift
@@ -208,6 +209,26 @@ def test_embed_writes_rows_and_names(
     samples, _ = soundfile.read(sounds / "b.wav", dtype="float32")
     expected = tiny_clap.encode_audio([torch.from_numpy(samples)])[0].numpy()
     assert np.abs(saved["audio"][0] - expected).max() < 1e-5
+
+
+# convert-clap
+
+
+def test_convert_clap_makes_a_folder_for_clap(dlink, sounds, tmp_path):
+    from .test_conversion import random_state, save, write_roberta
+
+    roberta = write_roberta(tmp_path / "roberta")
+    state, _ = random_state(len(RobertaTokenizerFast.from_pretrained(roberta)))
+    path, clap = save(tmp_path / "small.pt", state), tmp_path / "clap"
+    code, out, _ = dlink("convert-clap", path, clap, "--tokenizer", roberta)
+    assert code == 0 and "HTSAT of 1-2 blocks, no fusion, 48 numbers" in out
+    code, _, _ = dlink("embed", sounds, tmp_path / "out.npz", "--clap", clap)
+    assert code == 0 and np.load(tmp_path / "out.npz")["audio"].shape == (2, 48)
+    code, _, err = dlink("convert-clap", path, clap, "--tokenizer", roberta)
+    assert code == 1 and f"error: {clap} is there and not empty" in err
+    code, _, err = dlink("convert-clap", path, tmp_path / "new")
+    assert code == 1 and "No tokenizer of RoBERTa at roberta-base" in err
+    assert not (tmp_path / "new").exists()
 
 
 # info

@@ -11,7 +11,7 @@ import soundfile
 import torch
 from safetensors.torch import save_file
 
-from dlink_plugin.audio import BadAudio
+from dlink_plugin.audio import BadAudio, load_audio
 from dlink_plugin.corpora import Clip, Corpus, load_corpus
 from dlink_plugin.embeddings import embed_corpus, embed_splits, embed_texts
 from dlink_plugin.encoders import FrontEnd, FrozenEncoder
@@ -592,3 +592,37 @@ def test_real_clips(reference_folder, tiny_clap, tmp_path, name, clips):
     )
     assert data.audio.shape == (clips, 32) and data.text.shape == (5 * clips, 32)
     assert torch.pdist(data.audio).min() > 1e-3
+
+
+# A CLAP of another kind
+
+
+def levels(window):
+    return torch.stack([part.std() for part in window.tensor_split(64)])
+
+
+class OtherClap(FrozenEncoder):
+    """In the shape of WavCaps' HTSAT-BERT: 1024 numbers, 32 kHz."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        front_end = FrontEnd(levels, 32_000, window=320_000, min_tail=3_200)
+        super().__init__(torch.nn.Linear(64, 1024), 1024, front_end, {"kind": "other"})
+
+    def _embed_audio(self, features):
+        return self.model(features)
+
+    def _embed_text(self, texts):
+        counts = [[text.count(chr(i)) for i in range(64, 128)] for text in texts]
+        return self.model(torch.tensor(counts).float())
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_clap_of_another_size_and_rate_is_cached(clotho_tree, tmp_path, num_workers):
+    corpus = load_corpus("clotho", clotho_tree, "test", cache_folder=tmp_path)
+    options = {"num_workers": num_workers, "progressbar": False}
+    data = embed_corpus(corpus, OtherClap(), tmp_path / "cache", **options)
+    assert data.audio.shape == (3, 1024) and data.text.shape == (15, 1024)
+    waveform = load_audio(corpus.clips[0].path, 32_000)
+    expected = OtherClap().encode_audio([waveform])[0]
+    torch.testing.assert_close(data.audio[0], expected, atol=1e-5, rtol=0)

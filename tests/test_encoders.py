@@ -230,6 +230,7 @@ def test_a_missing_clap_is_named(name):
         ClapEncoder(name)
     assert name in str(caught.value)
     assert "mini" in str(caught.value)
+    assert "license accepted on its page and `hf auth login`" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -323,6 +324,68 @@ def test_missing_tensors_are_refused(tiny_clap_folder, tmp_path):
         ClapEncoder(tmp_path)
 
 
+@pytest.fixture
+def clap_copy(tiny_clap_folder, tmp_path):
+    return shutil.copytree(tiny_clap_folder, tmp_path / "clap")
+
+
+def test_missing_statistics_are_refused(clap_copy):
+    weights = load_file(clap_copy / "model.safetensors")
+    del weights["audio_model.audio_encoder.batch_norm.running_mean"]
+    save_file(weights, clap_copy / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="lack 1 tensors .*batch_norm.running_mean"):
+        ClapEncoder(clap_copy)
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "index"])
+def test_half_downloaded_shards(clap_copy, damage):
+    model = ClapModel.from_pretrained(clap_copy)
+    (clap_copy / "model.safetensors").unlink()
+    model.save_pretrained(clap_copy, max_shard_size="100KB")
+    first, *more = sorted(clap_copy.glob("model-*.safetensors"))
+    assert more
+    whole = ClapEncoder(clap_copy)
+    assert torch.equal(whole.model.logit_scale_a, model.logit_scale_a)
+    if damage == "missing":
+        first.unlink()
+    elif damage == "cut":
+        first.write_bytes(first.read_bytes()[:-100])
+    else:
+        (clap_copy / "model.safetensors.index.json").write_text('{"weight_map"')
+    with pytest.raises((OSError, ValueError), match=f"CLAP at {clap_copy}"):
+        ClapEncoder(clap_copy)
+
+
+def test_fusion_weights_and_a_config_without(make_clap, tmp_path):
+    for fusion, sentence in (
+        (True, "those of a fusion model, its config.json is not"),
+        (False, "lack .* tensors .*fusion_model"),
+    ):
+        folder = shutil.copytree(make_clap(fusion=fusion), tmp_path / str(fusion))
+        old, new = str(fusion).lower(), str(not fusion).lower()
+        mark = '"enable_fusion": '
+        replace_in(folder / "config.json", mark + old, mark + new)
+        with pytest.raises(ValueError, match=f"The weights of {folder} .*{sentence}"):
+            ClapEncoder(folder)
+
+
+def test_a_tokenizer_without_a_padding_token_is_refused(clap_copy):
+    content = json.loads((clap_copy / "tokenizer_config.json").read_text())
+    del content["pad_token"]
+    (clap_copy / "tokenizer_config.json").write_text(json.dumps(content))
+    (clap_copy / "special_tokens_map.json").unlink()
+    with pytest.raises(ValueError, match="has no padding token, .*set pad_token"):
+        ClapEncoder(clap_copy)
+
+
+def test_a_tokenizer_of_a_larger_model_is_refused(clap_copy):
+    tokenizer = ClapEncoder(clap_copy).tokenizer
+    tokenizer.add_tokens([f"<new{i}>" for i in range(300)])
+    tokenizer.save_pretrained(clap_copy)
+    with pytest.raises(ValueError, match="tokens, its model 300; save the tokenizer"):
+        ClapEncoder(clap_copy)
+
+
 def test_another_kind_of_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ValueError, match="is a gpt2 model; name a CLAP"):
@@ -348,11 +411,16 @@ class StubModule(torch.nn.Module):
         super().__init__()
         assert device == "cpu"
         generator = torch.Generator().manual_seed(0)
-        self.amodel = amodel
-        width = {"HTSAT-tiny": 8, "HTSAT-base": 16}[amodel]
+        self.amodel, self.enable_fusion = amodel, enable_fusion
+        width, patches = {"HTSAT-tiny": (8, 96), "HTSAT-base": (16, 128)}[amodel]
         self.model = torch.nn.Module()
         weight = torch.randn(480, width, generator=generator)
         self.model.weight = torch.nn.Parameter(weight)
+        embed = {"proj": torch.nn.Conv2d(1, patches, 4)}
+        if enable_fusion:
+            embed["mel_conv2d"] = torch.nn.Conv2d(1, patches, (4, 12))
+        embed = torch.nn.ModuleDict(embed)
+        self.model.audio_branch = torch.nn.ModuleDict({"patch_embed": embed})
         self.dropout = torch.nn.Dropout(0.5)
 
     def load_ckpt(self, ckpt, verbose=True):
@@ -379,15 +447,20 @@ def checkpoint(tmp_path, monkeypatch):
     return save_checkpoint(tmp_path / "630k-audioset-best.pt", 0)
 
 
-def save_checkpoint(path, seed, prefix="module.", **beside):
+def save_checkpoint(path, seed, prefix="module.", model=None, **beside):
     """As laion_clap's training left them: with an epoch, a score, an optimizer."""
-    weight = torch.randn(480, 8, generator=torch.Generator().manual_seed(seed))
-    positions = {f"{prefix}text_branch.embeddings.position_ids": torch.arange(3)}
-    state = {f"{prefix}weight": weight, **positions}
+    torch.manual_seed(seed)
+    held = {k: torch.randn_like(v) for k, v in stub_state(**(model or {})).items()}
+    held["text_branch.embeddings.position_ids"] = torch.arange(3)
+    state = {f"{prefix}{name}": tensor for name, tensor in held.items()}
     score = np.float64(0.5), np.float32(0.5), np.int64(3)
     whole = {"epoch": 3, "score": score, "state_dict": state, "name": "a", **beside}
     torch.save(whole, path)
     return path
+
+
+def stub_state(**options):
+    return StubModule(device="cpu", **options).model.state_dict()
 
 
 class MakesAFolder:
@@ -406,6 +479,12 @@ def test_laion_clap_checkpoint_runs_no_code(checkpoint, tmp_path):
     assert not made.exists()
     torch.load(path, weights_only=False)
     assert made.exists()  # what laion_clap's own reader would have done
+
+
+def test_laion_clap_checkpoint_that_was_cut_off(checkpoint):
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-500])
+    with pytest.raises(ValueError, match="is not a checkpoint of weights alone; fetch"):
+        load_encoder(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +509,7 @@ def test_laion_clap_checkpoint_that_is_a_tar_archive_makes_no_folder(
 
 def test_laion_clap_checkpoint_with_and_without_wrapping(checkpoint, tmp_path):
     plain = save_checkpoint(tmp_path / "plain.pt", 0, prefix="")
-    torch.save({"weight": load_encoder(plain).model.model.weight}, tmp_path / "bare.pt")
+    torch.save(load_encoder(plain).model.model.state_dict(), tmp_path / "bare.pt")
     prints = {load_encoder(tmp_path / n).fingerprint for n in ("plain.pt", "bare.pt")}
     assert prints == {load_encoder(checkpoint).fingerprint}
 
@@ -471,9 +550,26 @@ def test_laion_clap_fingerprint_follows_the_checkpoint(checkpoint, tmp_path):
     assert load_encoder(str(checkpoint)).fingerprint in prints
 
 
-def test_laion_clap_names_a_checkpoint_that_does_not_fit(checkpoint):
+@pytest.mark.parametrize("amodel", ["HTSAT-tiny", "HTSAT-base"])
+@pytest.mark.parametrize("fusion", [False, True])
+def test_laion_clap_takes_the_architecture_from_the_file(checkpoint, amodel, fusion):
+    model = {"amodel": amodel, "enable_fusion": fusion}
+    encoder = load_encoder(save_checkpoint(checkpoint, 0, model=model))
+    assert encoder.settings == model
+    told = LaionClapEncoder(checkpoint, **model)
+    assert told.fingerprint == encoder.fingerprint
+
+
+@pytest.mark.parametrize("fusion", [False, True])
+def test_laion_clap_names_a_checkpoint_that_does_not_fit(checkpoint, fusion):
+    save_checkpoint(checkpoint, 0, model={"enable_fusion": fusion})
     with pytest.raises(ValueError, match="does not fit laion_clap's HTSAT-base"):
         LaionClapEncoder(checkpoint, amodel="HTSAT-base")
+    with pytest.raises(
+        ValueError, match=f"enable_fusion={not fusion}; .*mel_conv2d"
+    ) as e:
+        LaionClapEncoder(checkpoint, enable_fusion=not fusion)
+    assert "\n" not in str(e.value)
 
 
 def test_laion_clap_checkpoint_must_exist(tmp_path):
