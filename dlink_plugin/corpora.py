@@ -15,11 +15,14 @@ from typing import TextIO
 
 logger = logging.getLogger(__name__)
 
+_AUDIOCAPS = {"train": "train", "val": "val", "test": "test"}
 SUBSETS = {
-    "audiocaps": {"train": "train", "val": "val", "test": "test"},
+    "audiocaps": _AUDIOCAPS,
+    "audiocaps_v2": _AUDIOCAPS,  # other captions, in the same tree
     "clotho": {"train": "dev", "val": "val", "test": "eval"},
 }
 LARGEST_TABLE = 1 << 30  # bytes; the captions of AudioCaps are 4 MB
+_BROKEN = "\0"  # no name of a clip: stands for rows that are not whole
 _CAPTION = re.compile(r"caption(_\d+)?")
 CLOTHO_FOLDERS = {"dev": "development", "val": "validation", "eval": "evaluation"}
 
@@ -50,7 +53,7 @@ class Corpus:
     Arguments
     ---------
     name : str
-        "audiocaps" or "clotho".
+        "audiocaps", "audiocaps_v2" or "clotho".
     split : str
         "train", "val" or "test".
     clips : tuple of Clip
@@ -86,7 +89,7 @@ def load_corpus(
     Arguments
     ---------
     corpus : str
-        "audiocaps" or "clotho".
+        "audiocaps", "audiocaps_v2" (AudioCaps 2.0) or "clotho".
     data_folder : str or Path
         Folder that holds ``AUDIOCAPS`` or ``CLOTHO_v2.1``, or "mini", the synthetic
         corpora of this package.
@@ -116,13 +119,15 @@ def load_corpus(
     if not (table.is_file() and audio_folder.is_dir()):
         raise FileNotFoundError(_how_to_get(corpus, root, subset, table, audio_folder))
     for each in table.parent.glob("*.csv"):  # Clotho has one of metadata as well
-        _check_size(each)
-    read = _read_audiocaps if corpus == "audiocaps" else _read_clotho
+        check_table(each)
     try:
-        rows = read(root, subset, table)
+        if corpus == "clotho":
+            rows = _read_clotho(root, subset, table)
+        else:
+            rows = _read_audiocaps(root, subset, _version(corpus))
     except (KeyError, TypeError, ValueError, AssertionError, csv.Error) as error:
         raise ValueError(
-            f"{table} cannot be read as captions of {corpus} ({_why(error)}); download "
+            f"{table} cannot be read as captions of {corpus} ({why(error)}); download "
             "it again or correct it."
         ) from error
     found = _gather(corpus, split, table, audio_folder, rows, strict)
@@ -137,8 +142,8 @@ def load_texts(
     Arguments
     ---------
     source : str or Path
-        "audiocaps" or "clotho": all captions of the training split and, where the tree
-        has one, the lines of ``caption_only.txt`` beside its folders. Otherwise a file:
+        A corpus as in ``load_corpus``: all captions of the training split and, where
+        the tree has one, the lines of ``caption_only.txt`` beside it. Or a file:
         ``.txt`` with a caption on each line, or ``.csv`` with a column ``caption`` or
         ``caption_1``, ``caption_2``, ...
     data_folder : str or Path
@@ -180,13 +185,13 @@ def _read_texts(path: Path) -> list[str]:
             "caption on each line or a .csv file with a column 'caption' or "
             "'caption_1', 'caption_2', ..."
         )
-    _check_size(path)
+    check_table(path)
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             texts = _cells(file) if path.suffix == ".csv" else _lines(file)
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
-            f"{path} cannot be read as captions ({_why(error)}); correct it or save it "
+            f"{path} cannot be read as captions ({why(error)}); correct it or save it "
             "again as UTF-8."
         ) from error
     if not texts and path.suffix == ".csv":
@@ -197,8 +202,8 @@ def _read_texts(path: Path) -> list[str]:
     return texts
 
 
-def _check_size(path: Path) -> None:
-    # It may be a single line, which is read at once.
+def check_table(path: Path) -> None:
+    """Refuse what is too large: it may be a single line, which is read at once."""
     if path.is_file() and path.stat().st_size > LARGEST_TABLE:
         raise ValueError(
             f"{path} is larger than {LARGEST_TABLE} bytes; split it or correct it."
@@ -218,7 +223,7 @@ def _cells(file: TextIO) -> list[str]:
     return [row[head] or "" for row in table for head in heads]
 
 
-def _why(error: Exception) -> str:
+def why(error: Exception) -> str:
     """What is wrong with a table, without the whole of its content."""
     if isinstance(error, UnicodeDecodeError):
         return f"it is not UTF-8: {error.reason} at byte {error.start}"
@@ -252,38 +257,70 @@ def _subset(corpus: str, split: str) -> str:
 
 def _places(corpus: str, root: Path, subset: str) -> tuple[Path, Path]:
     """Caption file and audio folder of a subset."""
-    if corpus == "audiocaps":
-        tree = root / "AUDIOCAPS"
-        table = tree / f"{subset}.csv"  # aac-datasets' old place goes first there, too
-        if not table.is_file():
-            table = tree / "csv_files_v1" / f"{subset}.csv"
+    if corpus != "clotho":
+        tree, version = root / "AUDIOCAPS", _version(corpus)
+        table = tree / f"csv_files_{version}" / f"{subset}.csv"
+        old = tree / table.name  # goes first in aac-datasets, for version 1
+        if version == "v1" and old.is_file():
+            if table.is_file() and table.read_bytes() != old.read_bytes():
+                raise ValueError(
+                    f"{old} and {table} differ, and aac-datasets reads the first; "
+                    "remove the one that is not AudioCaps 1."
+                )
+            table = old
         return table, tree / "audio_32000Hz" / subset
     tree, part = root / "CLOTHO_v2.1", CLOTHO_FOLDERS[subset]
     table = tree / "clotho_csv_files" / f"clotho_captions_{part}.csv"
     return table, tree / "clotho_audio_files" / part
 
 
+def _version(corpus: str) -> str:
+    return "v2" if corpus == "audiocaps_v2" else "v1"
+
+
 def _how_to_get(corpus: str, root: Path, subset: str, table: Path, audio: Path) -> str:
-    name = "<youtube_id>_<start_time>.flac" if corpus == "audiocaps" else "<name>.wav"
+    name = "<name>.wav" if corpus == "clotho" else "<youtube_id>_<start_time>.flac"
+    command = f"{corpus} --subsets {subset}"
+    if corpus == "audiocaps_v2":
+        command = f"audiocaps --subsets {subset} --version v2"
     return (
         f"No {corpus} for '{subset}' in the data folder {root}: expected\n"
         f"  {table}{'' if table.is_file() else '   (missing)'}\n"
         f"  {audio / name}{'' if audio.is_dir() else '   (folder missing)'}\n"
-        f"Get it with: aac-datasets-download --root {root} {corpus} --subsets {subset}"
+        f"Get it with: aac-datasets-download --root {root} {command}"
         "\nor run with --data_folder mini, which needs no data."
     )
 
 
-def _read_audiocaps(root: Path, subset: str, table: Path) -> list[tuple[str, list]]:
+def _read_audiocaps(root: Path, subset: str, version: str) -> list[tuple[str, list]]:
     from . import compat  # noqa: F401, I001  (before aac_datasets)
-    from aac_datasets import AudioCaps
+    from aac_datasets.datasets.functional.audiocaps import load_audiocaps_dataset
 
     try:
+        # Not AudioCaps(version="v2"): in 0.7 that reads the captions of version 1.
         # Clips that are not on disk stay in, to be counted.
-        data = AudioCaps(root, subset, verbose=-1, exclude_removed_audio=False)
+        data, _ = load_audiocaps_dataset(
+            root, subset, verbose=-1, exclude_removed_audio=False, version=version
+        )
     except RuntimeError:  # no flac file at all
         return []
-    return list(zip(data[:, "fname"], data[:, "captions"], strict=True))
+    except (TypeError, ValueError):
+        if version == "v1":
+            raise
+        return _read_broken(root / "AUDIOCAPS" / "csv_files_v2" / f"{subset}.csv")
+    return list(zip(data["fname"], data["captions"], strict=True))
+
+
+def _read_broken(table: Path) -> list[tuple[str, list]]:
+    """AudioCaps 2.0 as it was first published: some captions run over two rows."""
+    captions = {}
+    with open(table, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            name = _BROKEN
+            if None not in row.values():
+                name = f"{row['youtube_id']}_{row['start_time']}.flac"
+            captions.setdefault(name, []).append(row["caption"])
+    return list(captions.items())
 
 
 def _read_clotho(root: Path, subset: str, table: Path) -> list[tuple[str, list]]:
@@ -307,23 +344,30 @@ def _read_clotho(root: Path, subset: str, table: Path) -> list[tuple[str, list]]
 def _gather(corpus, split, table, audio_folder, rows, strict: bool) -> Corpus:
     on_disk = set(os.listdir(audio_folder))
     clips, absent, rows_without_audio, blank = [], [], 0, 0
-    for fname, captions in dict(rows).items():  # a name given twice is one clip
+    rows = dict(rows)  # a name given twice is one clip
+    if broken := rows.pop(_BROKEN, None):
+        complain(
+            f"{table}: {len(broken)} rows are broken off, as by a line break in a "
+            "caption, and left out.",
+            strict,
+        )
+    for fname, captions in rows.items():
         if fname not in on_disk:
             absent.append(fname)
-            rows_without_audio += len(captions) if corpus == "audiocaps" else 1
+            rows_without_audio += 1 if corpus == "clotho" else len(captions)
             continue
         kept = tuple(c.strip() for c in captions if c and c.strip())
         blank += len(captions) - len(kept)
         if kept:
             clips.append(Clip(fname, str(audio_folder / fname), kept))
     if absent:
-        _complain(
+        complain(
             f"{table}: {rows_without_audio} caption rows ({len(absent)} clips) have no "
-            f"audio in {audio_folder}: {_first(absent)}",
+            f"audio in {audio_folder}: {first_names(absent)}",
             strict,
         )
     if blank:
-        _complain(f"{table}: {blank} blank captions left out.", strict)
+        complain(f"{table}: {blank} blank captions left out.", strict)
     if not clips:
         raise ValueError(
             f"The {split} split of {corpus} is empty: no clip that {table} names has "
@@ -333,11 +377,13 @@ def _gather(corpus, split, table, audio_folder, rows, strict: bool) -> Corpus:
     return Corpus(corpus, split, tuple(clips), rows_without_audio)
 
 
-def _complain(message: str, strict: bool) -> None:
+def complain(message: str, strict: bool) -> None:
+    """Log what is left out; with ``strict`` it is an error."""
     if strict:
         raise ValueError(message)
     logger.warning(message)
 
 
-def _first(names: list[str], number: int = 3) -> str:
+def first_names(names: list[str], number: int = 3) -> str:
+    """The beginning of a list, for a sentence that ends with it."""
     return ", ".join(names[:number]) + (", ..." if len(names) > number else ".")

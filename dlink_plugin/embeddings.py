@@ -10,6 +10,7 @@ the same cache one writes it and the other waits.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -33,6 +34,7 @@ from .audio import BadAudio, load_audio
 from .bridges.sealed import DRAFT, whole
 from .corpora import Clip, Corpus, load_corpus
 from .encoders import FrontEnd, FrozenEncoder
+from .extra import WAVCAPS, load_extra
 from .files import alone, load_tensors, save_tensors
 from .mini.corpus import prepare
 from .pairs import Pairs
@@ -213,26 +215,72 @@ def embed_splits(
         By split.
     """
     data_folder, cache = hparams["data_folder"], Path(hparams["cache_folder"])
-    strict = hparams["strict"]
     if data_folder == "mini":  # one process writes it, the others wait
         run_on_main(prepare, [hparams["corpus"], cache])
-    # Trees of one name may differ, so each data folder has a cache of its own.
-    home = _digest(str(Path(data_folder).expanduser().resolve()))[:8]
-    home = cache / "embeddings" / ("mini" if data_folder == "mini" else home)
+    read = functools.partial(
+        load_corpus,
+        hparams["corpus"],
+        data_folder,
+        cache_folder=cache,
+        strict=hparams["strict"],
+    )
     return {
-        split: embed_corpus(
-            load_corpus(
-                hparams["corpus"], data_folder, split, cache_folder=cache, strict=strict
-            ),
-            encoder,
-            home,
-            batch_size=hparams["encoding_batch_size"],
-            num_workers=hparams["num_workers"],
-            strict=strict,
-            rebuild=hparams["rebuild_cache"],
-        ).to(encoder.device)
-        for split in splits
+        split: _embed(hparams, encoder, read(split), data_folder) for split in splits
     }
+
+
+def embed_extra(
+    hparams: Mapping, encoder: FrozenEncoder, held_out: Sequence[Embeddings]
+) -> dict[str, Embeddings]:
+    """The further recordings that a recipe's YAML file names, to train on.
+
+    Arguments
+    ---------
+    hparams : mapping
+        As for ``embed_splits``, and ``extra_pairs``: what ``load_extra`` takes, a list.
+    encoder : FrozenEncoder
+        From ``load_encoder``.
+    held_out : sequence of Embeddings
+        Splits whose files must not be among them.
+
+    Returns
+    -------
+    embeddings : dict of str to Embeddings
+        By source.
+
+    Raises
+    ------
+    ValueError
+        If a file is in a split that is held out.
+    """
+    found = {}
+    forbidden = {os.path.realpath(c.path) for split in held_out for c in split.clips}
+    for source in map(str, hparams["extra_pairs"]):
+        corpus = load_extra(source, hparams["data_folder"], strict=hparams["strict"])
+        both = [c.path for c in corpus.clips if os.path.realpath(c.path) in forbidden]
+        if both:
+            raise ValueError(
+                f"{source} has {len(both)} recordings of the validation or test split, "
+                f"the first of them {both[0]}; take them out."
+            )
+        origin = hparams["data_folder"] if source.startswith(WAVCAPS) else source
+        found[source] = _embed(hparams, encoder, corpus, origin)
+    return found
+
+
+def _embed(hparams: Mapping, encoder, corpus: Corpus, origin: str | Path) -> Embeddings:
+    # Trees of one name may differ, so what is read from each has a cache of its own.
+    home = _digest(str(Path(origin).expanduser().resolve()))[:8]
+    home = "mini" if str(origin) == "mini" else home
+    return embed_corpus(
+        corpus,
+        encoder,
+        Path(hparams["cache_folder"], "embeddings", home),
+        batch_size=hparams["encoding_batch_size"],
+        num_workers=hparams["num_workers"],
+        strict=hparams["strict"],
+        rebuild=hparams["rebuild_cache"],
+    ).to(encoder.device)
 
 
 def embed_texts(

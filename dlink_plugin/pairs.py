@@ -115,6 +115,27 @@ class Pairs(Dataset):
         here = self.audio.device
         return self.audio[self.clip_of_text[rows].to(here)], self.text[rows.to(here)]
 
+    def joined(self, *others: Pairs) -> Pairs:
+        """These pairs and those of others, all held in memory on one device.
+
+        Example
+        -------
+        >>> pairs = Pairs(torch.eye(2), torch.ones(3, 2), torch.tensor([0, 0, 1]))
+        >>> pairs.joined(pairs).clip_of_text
+        tensor([0, 0, 1, 2, 2, 3])
+        """
+        if not others:
+            return self
+        everyone = (self, *others)
+        ends = torch.tensor([len(pairs.audio) for pairs in everyone]).cumsum(0)
+        starts = [0, *ends.tolist()]
+        owners = [p.clip_of_text + at for p, at in zip(everyone, starts, strict=False)]
+        audio, text = (
+            torch.cat([getattr(pairs, name) for pairs in everyone])
+            for name in ("audio", "text")
+        )
+        return Pairs(audio, text, torch.cat(owners))
+
     def shuffled(self, seed: int) -> Pairs:
         """The control: the same, but every caption goes with another clip's audio."""
         order = torch.randperm(len(self.audio), generator=seeded(seed))

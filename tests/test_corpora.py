@@ -399,3 +399,57 @@ def test_real_clips(reference_folder, load, caplog, corpus, clips):
     assert len(found.clips) == clips
     assert {len(clip.captions) for clip in found.clips} == {5}
     assert not caplog.records
+
+
+# AudioCaps 2.0: other tables, in the same tree
+
+
+@pytest.fixture
+def second_version(audiocaps_tree):
+    """The tables of both versions; that of 2.0 has other captions of two clips."""
+    tables = audiocaps_tree / "AUDIOCAPS"
+    shutil.copytree(tables / "csv_files_v1", tables / "csv_files_v2")
+
+    def change(rows):
+        del rows[11:]
+        rows[1][3] = "a second look"
+
+    edit(tables / "csv_files_v2" / "val.csv", change)
+    return tables / "csv_files_v2" / "val.csv"
+
+
+def test_both_versions_of_audiocaps_are_read(second_version, load):
+    first, second = load("audiocaps", "val"), load("audiocaps_v2", "val")
+    assert (len(first.clips), len(second.clips)) == (3, 2)
+    assert second.clips[0].captions[0] == "a second look" != first.clips[0].captions[0]
+    assert second.title == "audiocaps_v2 val"
+
+
+def test_rows_that_a_line_break_broke_off_are_counted(second_version, load, caplog):
+    """As in the published train.csv of AudioCaps 2.0."""
+    with second_version.open("a", encoding="utf-8") as table:
+        table.write("a dog is whimpering\r\nspeech in the background\r\n")
+    assert len(load("audiocaps_v2", "val").clips) == 2
+    assert "2 rows are broken off" in caplog.text and str(second_version) in caplog.text
+    with pytest.raises(ValueError, match="2 rows are broken off"):
+        load("audiocaps_v2", "val", strict=True)
+
+
+def test_a_missing_second_version_says_how_to_get_it(audiocaps_tree, load):
+    with pytest.raises(FileNotFoundError, match="audiocaps --subsets val --version v2"):
+        load("audiocaps_v2", "val")
+
+
+def test_two_tables_for_the_first_version_must_be_one(second_version, load):
+    """aac-datasets would silently read the one that lies above."""
+    first = second_version.parents[1] / "csv_files_v1" / "val.csv"
+    above = shutil.copy(first, second_version.parents[1])
+    assert len(load("audiocaps", "val").clips) == 3
+    shutil.copy(second_version, above)
+    with pytest.raises(ValueError, match="differ, and aac-datasets reads the first"):
+        load("audiocaps", "val")
+
+
+def test_there_is_no_mini_of_the_second_version(load):
+    with pytest.raises(ValueError, match="No mini corpus 'audiocaps_v2'"):
+        load("audiocaps_v2", "val", folder="mini")

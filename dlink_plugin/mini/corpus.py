@@ -73,11 +73,19 @@ def prepare(corpus: str, folder: str | Path, progressbar: bool = True) -> Path:
     -------
     root : Path
         What ``aac_datasets.AudioCaps(root=...)`` and ``Clotho(root=...)`` take.
+
+    Raises
+    ------
+    ValueError
+        If there is no such corpus.
     """
-    write, tree = {
+    kinds = {
         "audiocaps": (write_audiocaps, "AUDIOCAPS"),
         "clotho": (write_clotho, "CLOTHO_v2.1"),
-    }[corpus]
+    }
+    if corpus not in kinds:
+        raise ValueError(f"No mini corpus '{corpus}'; choose {' or '.join(kinds)}.")
+    write, tree = kinds[corpus]
     root = Path(folder) / f"mini-v{VERSION}"
     if (root / tree).is_dir():
         return root

@@ -19,7 +19,7 @@ from speechbrain.utils.distributed import if_main_process
 from dlink_plugin import figures
 from dlink_plugin.brains import train_bridge
 from dlink_plugin.console import load_recipe, plain_errors
-from dlink_plugin.embeddings import embed_splits
+from dlink_plugin.embeddings import embed_extra, embed_splits
 from dlink_plugin.encoders import load_encoder
 from dlink_plugin.files import hold
 from dlink_plugin.gap import modality_gap, paired_bootstrap
@@ -59,9 +59,12 @@ def main(argv):
     hold(output)
     sb.create_experiment_directory(output, hparams_file, overrides)
     device = run_opts.device or sb.utils.distributed.infer_device()
-    data = embed_splits(hparams, load_encoder(str(hparams["clap"])).to(device))
+    encoder = load_encoder(str(hparams["clap"])).to(device)
+    data = embed_splits(hparams, encoder)
     valid, test = data["val"].first_pairs, data["test"]
-    brain, bridges = train(hparams, run_opts, data["train"].pairs, valid, output)
+    extra = embed_extra(hparams, encoder, [data["val"], test])
+    pairs = data["train"].pairs.joined(*(each.pairs for each in extra.values()))
+    brain, bridges = train(hparams, run_opts, pairs, valid, output)
     if not if_main_process():
         return
 
@@ -85,6 +88,7 @@ def main(argv):
         "steps": bridge.steps,
         "skipped": test.skipped,
         "rows_without_audio": test.rows_without_audio,
+        "extra_pairs": {name: len(each.text) for name, each in extra.items()},
     }
     write_json(output / "gap.json", result)
 

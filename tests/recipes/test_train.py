@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dlink_plugin.bridges import DiffusionLink
 from dlink_plugin.gap import CRITERIA
 
+from ..conftest import write_rows
 from .conftest import flags, run_recipe
 
 RECIPE = ("recipes/AudioCaps/train.py", "hparams/bridge.yaml")
@@ -116,10 +117,17 @@ def test_two_processes_do_the_work_of_one(options, tmp_path):
     assert events.Scalars("train/loss")[-1].step == 12
 
 
-def test_debug_is_a_dry_run_of_everything(options, tmp_path):
-    finished = run_recipe(*RECIPE, *options(tmp_path, number_of_epochs=9), "--debug")
+def test_debug_is_a_dry_run_of_everything(options, tmp_path, small_tree):
+    """Further pairs included."""
+    sound = next((small_tree / "AUDIOCAPS/audio_32000Hz/train").iterdir())
+    rows = [(sound, "something sounds"), (sound, "a noise")]
+    write_rows(tmp_path / "more.csv", ("path", "caption"), rows)
+    more = {"extra_pairs": f"[{tmp_path}/more.csv]", "number_of_epochs": 9}
+    finished = run_recipe(*RECIPE, *options(tmp_path / "run", **more), "--debug")
     assert finished.returncode == 0, finished.stderr[-3000:]
-    assert json.loads((tmp_path / "gap.json").read_text())["clips"] == 12
+    result = json.loads((tmp_path / "run" / "gap.json").read_text())
+    assert result["clips"] == 12
+    assert result["extra_pairs"] == {f"{tmp_path}/more.csv": 2}
 
 
 def test_clotho_trains_with_the_same_file(options, tmp_path):
