@@ -276,6 +276,26 @@ def convert(
     )
 
 
+@app.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+)
+def download(
+    arguments: Annotated[list[str], typer.Argument(help="As aac-datasets has them.")],
+) -> None:
+    """Get AudioCaps, Clotho or WavCaps: aac-datasets-download, also without CUDA.
+
+    For instance: dlink download --root /data audiocaps --subsets train val test
+    """
+    from importlib.metadata import entry_points
+
+    import dlink_plugin.compat  # noqa: F401  (before aac_datasets)
+
+    name = "aac-datasets-download"
+    (command,) = entry_points(group="console_scripts", name=name)
+    sys.argv = [name, *arguments]
+    command.load()()
+
+
 @app.command()
 def info(
     folder: Annotated[Path, typer.Argument(help="A bridge, decoder or captioner.")],

@@ -287,7 +287,7 @@ def _how_to_get(corpus: str, root: Path, subset: str, table: Path, audio: Path) 
         f"No {corpus} for '{subset}' in the data folder {root}: expected\n"
         f"  {table}{'' if table.is_file() else '   (missing)'}\n"
         f"  {audio / name}{'' if audio.is_dir() else '   (folder missing)'}\n"
-        f"Get it with: aac-datasets-download --root {root} {command}"
+        f"Get it with: dlink download --root {root} {command}"
         "\nor run with --data_folder mini, which needs no data."
     )
 

@@ -88,7 +88,7 @@ def _read_wavcaps(data_folder: str | Path, subset: str) -> list[tuple[str, str]]
     except (RuntimeError, OSError) as error:
         raise FileNotFoundError(
             f"No complete WavCaps '{subset}' in the data folder {root} ({error}); get "
-            f"it with: aac-datasets-download --root {root} wavcaps --subsets {subset}, "
+            f"it with: dlink download --root {root} wavcaps --subsets {subset}, "
             "or make a table of path and caption of what is there."
         ) from error
     columns = zip(data[:, "fpath"], data[:, "captions"], strict=True)

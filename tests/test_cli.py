@@ -280,6 +280,16 @@ def test_info_shows_what_a_terminal_would_obey(dlink, tmp_path):
     assert "audio embeddings of 3 numbers" in out and "nothing" not in out
 
 
+def test_download_is_that_of_aac_datasets(dlink, monkeypatch):
+    """Its own command cannot be started beside a torch without CUDA."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    code, out, _ = dlink("download", "audiocaps", "--help")
+    assert code == 0 and "aac-datasets-download audiocaps" in out
+    assert "--version {v1,v2}" in out
+    code, _, err = dlink("download", "nothing")
+    assert code == 2 and "invalid choice: 'nothing'" in err
+
+
 def test_help_imports_nothing_heavy():
     program = (
         "import sys; sys.argv = ['dlink', '--help']\n"

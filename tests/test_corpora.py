@@ -142,7 +142,7 @@ def test_a_missing_tree_is_described(tmp_path, load, corpus):
     message = str(caught.value)
     assert str(tmp_path / "nowhere") in message
     assert "(missing)" in message and "(folder missing)" in message
-    assert f"aac-datasets-download --root {tmp_path}/nowhere {corpus}" in message
+    assert f"dlink download --root {tmp_path}/nowhere {corpus}" in message
     assert "--data_folder mini" in message
 
 
