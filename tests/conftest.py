@@ -91,6 +91,21 @@ def write_captioner(folder, tiny_clap, tiny_clap_folder):
     return folder / "captioner"
 
 
+def write_llama(folder, texts, vocab_size=290):
+    """A LLaMA of a few thousand random weights, with a tokenizer made from texts."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from dlink_plugin.mini.language import train_tokenizer
+
+    train_tokenizer(texts, vocab_size, 64).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "max_position_embeddings": 64}
+    config = LlamaConfig(vocab_size=vocab_size, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
 def _tiny_clap(projection_dim, fusion):
     from transformers import ClapConfig, ClapModel
 

@@ -26,6 +26,7 @@ from dlink_plugin.pairs import Captioned, Pairs
 from dlink_plugin.resumable import ResumableBrain
 from dlink_plugin.tasks import CaptionTask, add_noise, as_they_are
 
+from .conftest import write_llama
 from .ranks import in_ranks
 
 
@@ -366,6 +367,7 @@ TINY_LM = {"vocab_size": 290, "width": 16, "layers": 1, "heads": 2, "dropout": 0
 def train_as_rank(rank, world, train, hparams, folder, *data):
     """What is trained in several processes, or in one: the weights at the end."""
     options = {"device": "cpu", "noprogressbar": True}
+    options["grad_accumulation_factor"] = hparams.get("accumulated", 1)
     if world > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         options |= {"distributed_launch": True, "distributed_backend": "gloo"}
@@ -384,16 +386,22 @@ def decoder_weights(hparams, options, folder, task):
     return brain.decoder.trained_state()
 
 
-@pytest.fixture(params=["bridge", "decoder"])
+@pytest.fixture(params=["bridge", "decoder", "LLaMA with LoRA"])
 def job(request, hparams, train, valid):
     """A training without dropout, whose masks differ from process to process."""
     if request.param == "bridge":
         hparams = {**hparams, "bridge": partial(DiffusionLink, dropout=0.0)}
         return bridge_weights, hparams, train, valid
-    hparams = request.getfixturevalue("decoder_hparams")
-    write_lm(hparams["lm"], CAPTIONS, **TINY_LM)
+    hparams = {**request.getfixturevalue("decoder_hparams"), "batch_size": 4}
     task = request.getfixturevalue("task")
-    return decoder_weights, {**hparams, "batch_size": 4}, task
+    if request.param == "decoder":
+        write_lm(hparams["lm"], CAPTIONS, **TINY_LM)
+        return decoder_weights, hparams, task
+    shutil.rmtree(hparams["lm"])
+    write_llama(hparams["lm"], CAPTIONS)
+    changes = {"lm_training": "lora", "accumulated": 2}
+    changes["decoder"] = partial(hparams["decoder"], lora_dropout=0.0)
+    return decoder_weights, hparams | changes, task
 
 
 def test_two_processes_train_like_one(job, tmp_path):

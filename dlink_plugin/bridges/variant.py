@@ -99,16 +99,9 @@ class DiffusionLinkVariant(DiffusionLink, name="diffusion_link_variant"):
         """L = (1 - w) L(audio) + w L(text), see ``Bridge.loss`` for the rest.
 
         L(z) = m(f(q(z, t, eps), t), y) + lambda L_topo: the terms of ``DiffusionLink``.
-
-        Raises
-        ------
-        ValueError
-            If the batch is shared out over processes.
+        Samples are mixed, so each process works on the whole batch.
         """
-        if share.world > 1:
-            raise ValueError(
-                "Variants mix samples of one process; train them without torchrun."
-            )
+        audio, text = share.gather(audio), share.gather(text)
         here = {"generator": generator, "device": audio.device}
         if self.mixup:
             audio, text = self._mix(audio, text, here)

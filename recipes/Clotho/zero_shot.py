@@ -14,9 +14,11 @@ import dlink_plugin.compat  # noqa: F401
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.distributed import if_main_process
 from torch.utils.tensorboard import SummaryWriter
 
 from dlink_plugin import Bridge, MeanShift, PrefixDecoder
+from dlink_plugin.brains import caption_in_shares
 from dlink_plugin.console import load_recipe, plain_errors
 from dlink_plugin.embeddings import embed_splits
 from dlink_plugin.encoders import load_encoder
@@ -69,9 +71,11 @@ def main(argv):
     rows = stand_ins({k: each.to(device) for k, each in bridges.items()}, clips, seed)
     options = {"progressbar": not run_opts.noprogressbar, **hparams["generation"]}
     captions = {
-        key: (decoder if key == name else plain).generate(each, **options)
+        key: caption_in_shares(decoder if key == name else plain, each, **options)
         for key, each in rows.items()
     }
+    if not if_main_process():
+        return
 
     title = f"{clips.title}, {hparams['clap']} CLAP"
     command = f"python recipes/Clotho/zero_shot.py {shlex.join(argv)}"

@@ -18,6 +18,7 @@ from speechbrain.utils.distributed import run_on_main
 from tqdm import tqdm
 from transformers import ClapConfig, ClapModel
 
+from dlink_plugin.bridges import Share
 from dlink_plugin.bridges.sealed import whole
 from dlink_plugin.checkpoints import AtomicCheckpointer
 from dlink_plugin.console import load_recipe, plain_errors
@@ -121,6 +122,8 @@ def make_tokenizer(hparams):
 def main(argv):
     """Make scenes and tokenizer, train, save as a transformers folder in fp16."""
     hparams_file, run_opts, overrides, hparams = load_recipe(argv)
+    if Share.here().world > 1:  # its batch norms would look at parts of a batch
+        raise ValueError("The mini CLAP is trained in one process; leave out torchrun.")
     hold(hparams["output_folder"])
     sb.create_experiment_directory(hparams["output_folder"], hparams_file, overrides)
     output, seed = Path(hparams["output_folder"]), hparams["seed"]

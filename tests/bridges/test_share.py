@@ -58,7 +58,7 @@ def gradient(rank, world, name):
     return flat / world
 
 
-@pytest.mark.parametrize("name", sorted(TRAINED - {"diffusion_link_variant"}))
+@pytest.mark.parametrize("name", sorted(TRAINED))
 def test_two_processes_have_the_gradient_of_one(name, tmp_path):
     one, own_noise = gradient(0, 1, name), seeded(4)
     assert one.abs().max() > 1e-3
@@ -70,9 +70,3 @@ def test_two_processes_have_the_gradient_of_one(name, tmp_path):
     bridge.loss(*half, own_noise)["loss"].backward()
     other = torch.cat([p.grad.flatten() for p in bridge.parameters()])
     assert (other - one).abs().max() > 1e-3
-
-
-def test_a_variant_is_trained_in_one_process():
-    bridge = Bridge.registry["diffusion_link_variant"](DIM)
-    with pytest.raises(ValueError, match="without torchrun"):
-        bridge.loss(*pairs(N, DIM), None, Share(0, 2))

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,7 +53,8 @@ def run_recipe(*arguments, launcher=None):
     """
     arguments = list(map(str, arguments))
     if launcher is None:
-        return _fork(arguments)
+        (finished,) = _fork(arguments, 1)
+        return finished
     return subprocess.run(
         [*launcher, *arguments],
         cwd=ROOT,
@@ -63,28 +65,55 @@ def run_recipe(*arguments, launcher=None):
     )
 
 
-def _fork(arguments):
+def run_in_two(*arguments):
+    """The same in two processes, as torchrun starts them; what became of each."""
+    gloo = "--distributed_backend=gloo"
+    return _fork([*map(str, arguments), "--device=cpu", gloo], 2)
+
+
+def _fork(arguments, world):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.libraries"])
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        mock.patch.dict(os.environ, environment()),
-    ):
-        streams = [Path(folder) / name for name in ("stdout", "stderr")]
-        process = context.Process(target=as_a_command, args=(arguments, streams))
-        process.start()
-        process.join(timeout=300)
-        assert process.exitcode is not None, f"{arguments} does not end"
-        output = (stream.read_text() for stream in streams)
-        return subprocess.CompletedProcess(arguments, process.exitcode, *output)
+    with tempfile.TemporaryDirectory() as folder:
+        with mock.patch.dict(os.environ, environment()):  # the server's, once started
+            started, port = [], _free_port()
+            for rank in range(world):
+                streams = [Path(folder) / f"{rank}{name}" for name in ("out", "err")]
+                known = _rank(rank, world, port) if world > 1 else {}
+                given = arguments, streams, known
+                process = context.Process(target=as_a_command, args=given)
+                process.start()
+                started.append((process, streams))
+        return [_finished(arguments, *each) for each in started]
 
 
-def as_a_command(arguments, streams):
+def _rank(rank, world, port):
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
+    names |= {"LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1"} | {k: str(v) for k, v in names.items()}
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _finished(arguments, process, streams):
+    process.join(timeout=40)
+    output = [stream.read_text() for stream in streams]
+    if process.exitcode is None:
+        process.kill()
+        raise AssertionError(f"{arguments} does not end:\n{output[1][-3000:]}")
+    return subprocess.CompletedProcess(arguments, process.exitcode, *output)
+
+
+def as_a_command(arguments, streams, known):
     """What Python does with ``python`` and these arguments, in a process of its own."""
     for number, stream in enumerate(streams, start=1):
         os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(ROOT)
-    os.environ.update(environment())
+    os.environ.update({**environment(), **known})
     sys.argv, sys.stdout = arguments, open(1, "w", buffering=1)
     sys.stderr = open(2, "w", buffering=1)
     sys.path.insert(0, str(ROOT / Path(arguments[0]).parent))

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -8,7 +7,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dlink_plugin.bridges import Bridge
 from dlink_plugin.gap import CRITERIA
 
-from .conftest import flags, run_recipe
+from .conftest import flags, run_in_two, run_recipe
 from .test_caption import SMALL_LM
 
 RECIPE = ("recipes/AudioCaps/compare.py", "hparams/compare.yaml")
@@ -164,15 +163,8 @@ def test_a_mistake_is_answered_with_a_sentence(arrays, tmp_path, changes, words)
 
 
 def test_two_processes_compare_as_one(arrays, tmp_path):
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone",
-                "--nproc_per_node=2")  # fmt: skip
-    finished = run_recipe(
-        *RECIPE,
-        *options(tmp_path / "run", bridges="[none, mlp]", folds=2, **arrays),
-        "--distributed_backend=gloo",
-        "--device=cpu",
-        launcher=launcher,
-    )
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    given = options(tmp_path / "run", bridges="[none, mlp]", folds=2, **arrays)
+    for finished in run_in_two(*RECIPE, *given):
+        assert finished.returncode == 0, finished.stderr[-3000:]
     rows = json.loads((tmp_path / "run" / "compare.json").read_text())["bridges"]
     assert set(rows) == {"none", "mlp", "chance"}
