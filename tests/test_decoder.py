@@ -558,6 +558,39 @@ def test_a_damaged_language_model_is_one_sentence(make, copied, damage):
         make("full", folder)
 
 
+@pytest.mark.parametrize("damage", ["missing", "cut", "no index"])
+def test_half_downloaded_shards_are_one_sentence(make, copied, damage):
+    folder = copied("llama")
+    (folder / "model.safetensors").unlink()
+    model = LlamaForCausalLM(LlamaConfig.from_pretrained(folder))
+    model.save_pretrained(folder, max_shard_size="30kB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert make("llama", folder).lm_training == "lora"
+    if damage == "missing":
+        shards[-1].unlink()
+    elif damage == "cut":
+        shards[-1].write_bytes(shards[-1].read_bytes()[:-100])
+    else:
+        (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(
+        OSError, match=f"No causal language model at {folder}"
+    ) as caught:
+        make("llama", folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_language_model_of_another_width_is_refused(make, copied, tmp_path):
+    """That of a saved projector and adapters was replaced by a larger one."""
+    folder = copied("llama")
+    make("llama", folder).save_pretrained(tmp_path / "decoder")
+    PrefixDecoder.from_pretrained(tmp_path / "decoder")
+    config = LlamaConfig.from_pretrained(folder, hidden_size=64)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    with pytest.raises(ValueError, match="decoder/model.safetensors .* do not fit"):
+        PrefixDecoder.from_pretrained(tmp_path / "decoder")
+
+
 @pytest.mark.parametrize(
     "options, sentence",
     [
