@@ -380,10 +380,11 @@ def train_decoder(
             decoder.freeze_lm()
     folder, can_write = Path(output) / folder, start is not None
     brain = DecoderBrain(decoder, task, hparams, run_opts, folder, can_write)
+    twice = 2 * hparams["batch_size"]  # what fits with gradients fits twice without
     brain.fit(
         brain.epoch_counter,
         task.train,
         task.valid,
-        valid_loader_kwargs={"batch_size": 256, "collate_fn": Captioned.collate},
+        valid_loader_kwargs={"batch_size": twice, "collate_fn": Captioned.collate},
     )
     return brain

@@ -132,13 +132,14 @@ def footprint(
     if beams is None:
         learned = parts["trained"] + full * parts["weights"]
         kept = _kept(config, size, full) + _kept_by_lora(adapted, lora_rank, device)
-        again, layers = 0, config.num_hidden_layers
+        layer, layers = _passing(config, size), config.num_hidden_layers
         if gradient_checkpointing:  # all of one layer, and what the others read
-            again, kept = kept / layers, layers * size * config.hidden_size
+            layer += kept / layers
+            kept = layers * size * config.hidden_size
         rows = batch_size * (before + tokens)
         spare = _spare(config, size, learned, full, device)
         logits = batch_size * tokens * config.vocab_size
-        work, peak = _training(learned, spare, rows * kept, rows * again, logits)
+        work, peak = _training(learned, spare, rows * kept, rows * layer, logits)
     else:
         work, peak = _writing(config, size, batch_size * beams, before, tokens)
     clap = _clap(clap_windows)
@@ -180,14 +181,12 @@ def _kept(config: PretrainedConfig, size: int, full: bool) -> int:
     A frozen linear layer keeps nothing: the gradient of its input needs its weights
     alone. Where dropout is left out (GPT-2 trained whole has some), so it is here.
     """
-    width, wide = config.hidden_size, _heads(config)
+    width, wide, inner = config.hidden_size, _heads(config), _inner(config)
     if config.model_type == "gpt2":
-        inner = config.n_inner or 4 * width
         norms = 2 * size * width  # what they read
         attention = 6 * size * wide  # q, k, v; k and v in the cache; the output
         feed_forward = 4 * size * inner  # GELU: x, x / 2, the tanh, 1 + the tanh
     else:
-        inner = config.intermediate_size
         norms = 2 * _WIDE * width  # what they read, in float32
         attention = 4 * size * wide  # q, k and v, one for each head; the output
         feed_forward = 3 * size * inner  # the gate, its SiLU, and what that multiplies
@@ -196,6 +195,18 @@ def _kept(config: PretrainedConfig, size: int, full: bool) -> int:
     reads = size * (4 * width + inner) if full else 0
     layer = norms + attention + sums + feed_forward + reads
     return config.num_hidden_layers * layer
+
+
+def _inner(config: PretrainedConfig) -> int:
+    """Width of the feed-forward block."""
+    if config.model_type == "gpt2":
+        return config.n_inner or 4 * config.hidden_size
+    return config.intermediate_size
+
+
+def _passing(config: PretrainedConfig, size: int) -> int:
+    """Bytes of gradients of one token in one layer's feed-forward block."""
+    return size * (3 * _inner(config) + 2 * config.hidden_size)
 
 
 def _kept_by_lora(adapted: Sequence[tuple[int, int]], rank: int, device: str) -> int:
@@ -217,19 +228,22 @@ def _spare(
 
 
 def _training(
-    learned: int, spare: int, kept: int, again: int, logits: int
+    learned: int, spare: int, kept: int, layer: int, logits: int
 ) -> tuple[dict[str, int], int]:
-    """Peak as the backward pass starts or, of a model trained whole, as it ends."""
+    """Peak as the backward pass starts, in its first layer or, trained whole, after it.
+
+    Those are the loss and the top of the language model.
+    """
     # The softmax of the logits, its gradient and that of the logits
     three = 3 * _WIDE * logits
     states = 2 * learned  # AdamW's averages of the gradient and of its square
     work = {
         "optimizer": states,
         "gradients": learned,
-        "activations": kept + again,
+        "activations": kept + layer,
         "logits": three,
     }
-    return work, states + max(kept + again, kept + three, learned + spare)
+    return work, states + max(kept + layer, kept + three, learned + spare)
 
 
 def _writing(
@@ -239,10 +253,9 @@ def _writing(
     width, kind = config.hidden_size, "num_key_value_heads"
     layers = config.num_hidden_layers + 0.5  # one layer's keys twice, while reordered
     position = sequences * layers * 2 * size * _heads(config, kind)
-    if config.model_type == "gpt2":
-        passing = 5 * (config.n_inner or 4 * width) + 2 * width
-    else:
-        passing = 3 * config.intermediate_size + 4 * width
+    passing = 3 * _inner(config) + 4 * width
+    if config.model_type == "gpt2":  # whose GELU is written out
+        passing += 2 * _inner(config)
     work = {
         "cache": position * (before + tokens),
         "activations": sequences * before * size * passing,
