@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -368,6 +369,9 @@ def train_decoder(
         Trained; ``load_best`` gives the decoder.
     """
     hparams = {**hparams, **(changes or {})}
+    # A Brain refers to itself: without this, one that is no longer used would still be
+    # there, and its language model beside the new one.
+    gc.collect()
     torch.manual_seed(hparams["seed"])
     decoder = hparams["decoder"](
         dim=task.train.source.shape[1],
