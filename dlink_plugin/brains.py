@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -368,6 +369,9 @@ def train_decoder(
         Trained; ``load_best`` gives the decoder.
     """
     hparams = {**hparams, **(changes or {})}
+    # A Brain refers to itself: without this, one that is no longer used would still be
+    # there, and its language model beside the new one.
+    gc.collect()
     torch.manual_seed(hparams["seed"])
     decoder = hparams["decoder"](
         dim=task.train.source.shape[1],
@@ -380,10 +384,11 @@ def train_decoder(
             decoder.freeze_lm()
     folder, can_write = Path(output) / folder, start is not None
     brain = DecoderBrain(decoder, task, hparams, run_opts, folder, can_write)
+    twice = 2 * hparams["batch_size"]  # what fits with gradients fits twice without
     brain.fit(
         brain.epoch_counter,
         task.train,
         task.valid,
-        valid_loader_kwargs={"batch_size": 256, "collate_fn": Captioned.collate},
+        valid_loader_kwargs={"batch_size": twice, "collate_fn": Captioned.collate},
     )
     return brain

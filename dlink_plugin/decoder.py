@@ -125,9 +125,9 @@ class PrefixDecoder(nn.Module):
         lora_targets: Sequence[str] = ("q_proj", "v_proj"),
     ):
         super().__init__()
-        _check("lm_training", lm_training, LM_TRAINING)
-        _check("projector", projector, ("linear", "mlp"))
-        _check("dtype", dtype, DTYPES)
+        check_choice("lm_training", lm_training, LM_TRAINING)
+        check_choice("projector", projector, ("linear", "mlp"))
+        check_choice("dtype", dtype, DTYPES)
         self.dim, self.lm_training = dim, lm_training
         self.config = {
             "dim": dim,
@@ -153,7 +153,7 @@ class PrefixDecoder(nn.Module):
             self.lm.gradient_checkpointing_enable({"use_reentrant": False})
             self.lm.config.use_cache = False
         width = self.lm.get_input_embeddings().embedding_dim
-        self.projector = _projector(projector, dim, prefix_length, width)
+        self.projector = make_projector(projector, dim, prefix_length, width)
         bos, prompt_ids = _frame(self.tokenizer, prompt, str(lm))
         own = self.lm.get_input_embeddings().num_embeddings
         if max(*bos, *prompt_ids, self._pad, self.tokenizer.eos_token_id) >= own:
@@ -462,7 +462,8 @@ class PrefixDecoder(nn.Module):
         return decoder.eval()
 
 
-def _check(option: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Refuse a value that is none of the choices."""
     if value not in choices:
         raise ValueError(
             f"{option} {value!r} is unknown; choose one of {', '.join(choices)}."
@@ -538,7 +539,8 @@ def _add_lora(model: nn.Module, lm: str, rank, alpha, dropout, targets) -> nn.Mo
         ) from error
 
 
-def _projector(kind: str, dim: int, prefix_length: int, width: int) -> nn.Module:
+def make_projector(kind: str, dim: int, prefix_length: int, width: int) -> nn.Module:
+    """From (N, dim) to (N, prefix_length * width)."""
     out = prefix_length * width
     numbers = dim * out if kind == "linear" else (dim + out) * (out // 2)
     if prefix_length < 1 or numbers > _NUMBERS:

@@ -1,6 +1,7 @@
 import math
 import os
 import shutil
+import weakref
 from functools import partial
 
 import pytest
@@ -531,6 +532,20 @@ def test_a_frozen_lm_is_neither_optimized_nor_saved(decoder_hparams, task, tmp_p
     for saved in (tmp_path / "run" / "save").glob("CKPT*/decoder.ckpt"):
         state = torch.load(saved, weights_only=True)
         assert state.keys() == {"projector.weight", "projector.bias"}
+
+
+def test_a_decoder_that_is_no_longer_used_makes_room_for_the_next(
+    decoder_hparams, task, tmp_path
+):
+    gone = weakref.ref(learn(decoder_hparams, task, tmp_path / "a").load_best())
+    seen = []
+
+    def build(**options):
+        seen.append(gone())
+        return decoder_hparams["decoder"](**options)
+
+    learn({**decoder_hparams, "decoder": build}, task, tmp_path / "b")
+    assert seen == [None]
 
 
 def test_a_start_is_where_training_begins(decoder_hparams, task, tmp_path):

@@ -2,11 +2,17 @@ import collections
 import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from dlink_plugin.console import load_hparams, load_recipe, plain_errors
 
+KNOBS = (
+    *("encoding_batch_size", "gradient_checkpointing", "dtype", "batch_size"),
+    *("generation_batch_size", "num_beams"),
+)
 RECIPE = """
 seed: 1234
 __hidden: 3
@@ -146,6 +152,31 @@ def test_a_key_that_a_recipe_needs_is_named(tmp_path):
 def test_a_bug_keeps_its_traceback(error):
     with pytest.raises(error, match="a bug"), plain_errors():
         raise error("a bug")
+
+
+def test_a_full_gpu_ends_in_a_sentence_with_the_knobs(run_log):
+    reason = "CUDA out of memory. Tried to allocate 2.00 GiB.\nMore about it."
+    with pytest.raises(SystemExit) as raised, plain_errors():
+        raise torch.OutOfMemoryError(reason)
+    sentence = raised.value.code
+    assert sentence.startswith("error: The memory of the GPU is full. Set a smaller")
+    assert sentence.endswith("Tried to allocate 2.00 GiB.")
+    for knob in KNOBS:
+        assert knob in sentence
+    assert "More about it." in run_log.read_text()
+
+
+def test_a_full_machine_ends_in_a_sentence():
+    with pytest.raises(SystemExit) as raised, plain_errors():
+        torch.empty(1 << 60, dtype=torch.uint8)
+    assert raised.value.code.startswith("error: The memory of the machine is full.")
+
+
+def test_the_knobs_of_a_full_memory_are_those_of_the_recipes():
+    recipe = Path(__file__).parents[1] / "hparams" / "zero_shot.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    keys = {line.partition(":")[0] for line in text.splitlines()}
+    assert set(KNOBS) <= keys
 
 
 def test_nothing_happens_without_an_error(run_log):

@@ -65,6 +65,7 @@ def zero_shot(hparams, train, write, its):
         plain = train(task, "plain").load_best()
         captions |= {name: write(plain, each) for name, each in rows.items()}
         plain.save_pretrained(Path(hparams["output_folder"]) / "plain_decoder")
+        del plain  # makes room for the next
         shown = {its.name: probes[its.name]}
         task = decoder_task(bridge, its.texts, its.embedded, valid, shown)
     brain = train(task)
