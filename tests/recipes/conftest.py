@@ -100,7 +100,7 @@ def _free_port():
 
 
 def _finished(arguments, process, streams):
-    process.join(timeout=40)
+    process.join(timeout=300)
     output = [stream.read_text() for stream in streams]
     if process.exitcode is None:
         process.kill()
