@@ -61,8 +61,8 @@ def given(corpus, tmp_path_factory):
                 "generation": "{num_beams: 1, max_new_tokens: 4}",
             },
             "mini_clap": {
-                "number_of_scenes": 16,
-                "number_of_heldout": 4,
+                "number_of_scenes": 8,
+                "number_of_heldout": 2,
                 "batch_size": 4,
             },
         }

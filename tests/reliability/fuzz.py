@@ -42,7 +42,8 @@ from dlink_plugin.cli import describe
 from dlink_plugin.corpora import Clip, Corpus, load_corpus, load_texts
 from dlink_plugin.decoder import PrefixDecoder
 from dlink_plugin.embeddings import embed_corpus, embed_texts
-from dlink_plugin.encoders import ClapEncoder, _read_checkpoint
+from dlink_plugin.encoders import ClapEncoder, read_checkpoint
+from dlink_plugin.extra import load_extra
 from dlink_plugin.files import load_tensors, save_tensors
 from dlink_plugin.pairs import MappedRows
 from dlink_plugin.reading import read_json, read_npy
@@ -217,17 +218,18 @@ def audio(whole):
     return lambda folder: load_audio(folder / "sound", 16_000)
 
 
-def audiocaps(whole):
+def audiocaps(whole, version="v1"):
     """A tree of AudioCaps; its sounds are not opened."""
     tree = whole / "a" / "AUDIOCAPS"
     sounds, names = tree / "audio_32000Hz" / "val", [f"clip{i}" for i in range(3)]
     rows = [(f"{i}{j}", name, i, f"a dog barks {j}")
             for i, name in enumerate(names) for j in range(5)]  # fmt: skip
     header = ("audiocap_id", "youtube_id", "start_time", "caption")
-    write_rows(tree / "csv_files_v1" / "val.csv", header, rows)
+    write_rows(tree / f"csv_files_{version}" / "val.csv", header, rows)
     for i, name in enumerate(names):
         _touch(sounds / f"{name}_{i}.flac")
-    return functools.partial(_read_corpus, "audiocaps")
+    name = "audiocaps" if version == "v1" else "audiocaps_v2"
+    return functools.partial(_read_corpus, name)
 
 
 def clotho(whole):
@@ -263,6 +265,15 @@ def texts(whole):
         load_texts(folder / f"texts.{kind}", folder, cache_folder=folder)
 
     return read
+
+
+def tables(whole):
+    """Paths and captions; the sounds are not opened."""
+    home = _folder(whole, "a")
+    _touch(home / "a.wav")
+    rows = [("a.wav", "a dog barks"), ("a.wav", "rain"), ("gone.wav", "rain")]
+    write_rows(home / "mine.csv", ("path", "caption"), rows)
+    return lambda folder: load_extra(folder / "mine.csv", folder)
 
 
 def bridges(whole):
@@ -409,12 +420,7 @@ def checkpoints(whole):
     old = _folder(whole, "old") / "a.pt"
     torch.save(content, old, _use_new_zipfile_serialization=False)
 
-    def read(folder):
-        if not (folder / "a.pt").is_file():  # what its caller looks for
-            raise FileNotFoundError(folder / "a.pt")
-        _read_checkpoint(folder / "a.pt")
-
-    return read
+    return lambda folder: read_checkpoint(folder / "a.pt")
 
 
 def written_captions(whole):
@@ -463,9 +469,11 @@ class Reader:
 
 READERS = {
     "load_audio": Reader(1600, audio),
-    "load_corpus audiocaps": Reader(800, audiocaps),
+    "load_corpus audiocaps": Reader(500, audiocaps),
+    "load_corpus audiocaps_v2": Reader(300, functools.partial(audiocaps, version="v2")),
     "load_corpus clotho": Reader(800, clotho),
-    "load_texts": Reader(1000, texts),
+    "load_texts": Reader(700, texts),
+    "load_extra": Reader(300, tables),
     "Bridge.from_pretrained": Reader(1500, bridges, spoil_sealed),
     "PrefixDecoder.from_pretrained": Reader(500, decoders, spoil_sealed),
     "Captioner.from_pretrained": Reader(300, captioners, spoil_sealed),
@@ -479,7 +487,7 @@ READERS = {
     "read_json": Reader(300, objects),
     "over_seeds": Reader(300, runs),
     "describe": Reader(300, descriptions),
-    "_read_checkpoint": Reader(300, checkpoints, spoil_checkpoint),
+    "read_checkpoint": Reader(300, checkpoints, spoil_checkpoint),
     "write_predictions": Reader(200, written_captions, draw_captions),
 }
 
