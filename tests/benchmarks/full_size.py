@@ -127,11 +127,8 @@ def load_decoder(folder: str, dtype: str, checkpointing: bool = False):
     )
 
 
-def point(
-    base: int, loading: int, parts: dict[str, float], taken: float | None
-) -> dict:
-    """Measured and predicted. What must be there anyway is easy to predict, so the
-    error beside the weights is told as well."""
+def point(base: int, loading: int, parts: dict[str, float], taken=None) -> dict:
+    """Measured and predicted, whole and without the weights, which are easy."""
     measured, predicted = (memory("VmHWM") - base) / 1e9, parts["total"]
     weights = parts["weights"] + parts["clap"]
     return {
@@ -141,6 +138,7 @@ def point(
         "beside_weights_gb": measured - weights,
         "beside_weights_predicted_gb": predicted - weights,
         "loading_gb": (loading - base) / 1e9,
+        "libraries_gb": base / 1e9,
         "seconds": taken,
     }
 
