@@ -4,7 +4,7 @@ Each section runs in a process of its own, whose memory is watched. Adds what it
 to ``results/benchmarks.json`` and prints a Markdown table. A share compares two things
 timed in turns in one run; seconds and bytes depend on the machine, whose size is
 written down with them. Two run only when they are named: ``scale`` writes 20 GB to the
-temporary folder, ``full_size`` holds 9 GB in memory for half an hour.
+temporary folder, ``full_size`` holds 8 GB in memory for a quarter of an hour.
 """
 
 import argparse

@@ -4,7 +4,7 @@ A CLAP of full size embeds real recordings (those below DLINK_REFERENCE, else th
 corpus's), and a LLaMA of 1.1 billion parameters is trained with LoRA and writes
 captions, on the CPU. Every point runs in a process of its own; counted is what its
 resident memory rises by from before anything is loaded. Fails where a prediction is
-more than 15 % off. Takes 9 GB of memory and 3 GB of disk.
+more than 15 % off. Takes 8 GB of memory and 3 GB of disk.
 
 ``python -m tests.benchmarks.full_size`` prints what a LLaMA of 7 billion parameters
 would take, which is predicted alone.
@@ -127,11 +127,8 @@ def load_decoder(folder: str, dtype: str, checkpointing: bool = False):
     )
 
 
-def point(
-    base: int, loading: int, parts: dict[str, float], taken: float | None
-) -> dict:
-    """Measured and predicted. What must be there anyway is easy to predict, so the
-    error beside the weights is told as well."""
+def point(base: int, loading: int, parts: dict[str, float], taken=None) -> dict:
+    """Measured and predicted, whole and without the weights, which are easy."""
     measured, predicted = (memory("VmHWM") - base) / 1e9, parts["total"]
     weights = parts["weights"] + parts["clap"]
     return {
@@ -141,6 +138,7 @@ def point(
         "beside_weights_gb": measured - weights,
         "beside_weights_predicted_gb": predicted - weights,
         "loading_gb": (loading - base) / 1e9,
+        "libraries_gb": base / 1e9,
         "seconds": taken,
     }
 
@@ -152,7 +150,7 @@ class Reached(Exception):
 def begin_backward(decoder: PrefixDecoder, rows, captions: list[str]) -> None:
     """As far as the gradient of the logits, where training should peak.
 
-    A CPU without arithmetic in bfloat16 needs half an hour for the rest.
+    A CPU without arithmetic in bfloat16 would need about half an hour for the rest.
     """
 
     def stop(gradient):
@@ -302,7 +300,7 @@ def seven_billion() -> str:
     lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
     for what, settings in SEVEN_BILLION.items():
         parts = footprint(LlamaConfig(), **settings)
-        sizes = [f"{parts[name]:.2f}" if name in parts else "" for name in names]
+        sizes = [f"{parts[name]:.2f}" if parts.get(name) else "" for name in names]
         fits = ["yes" if parts["total"] < ROOM * card else "no" for card in CARDS]
         lines.append(f"| {' | '.join([what, *sizes, *fits])} |")
     return "\n".join(lines)
