@@ -286,14 +286,20 @@ def download(
 
     For instance: dlink download --root /data audiocaps --subsets train val test
     """
+    import subprocess
     from importlib.metadata import entry_points
 
     import dlink_plugin.compat  # noqa: F401  (before aac_datasets)
 
+    from .reading import first_line
+
     name = "aac-datasets-download"
     (command,) = entry_points(group="console_scripts", name=name)
     sys.argv = [name, *arguments]
-    command.load()()
+    try:
+        command.load()()
+    except (RuntimeError, AssertionError, subprocess.SubprocessError) as error:
+        raise OSError(f"{name} failed: {first_line(error)}") from error
 
 
 @app.command()

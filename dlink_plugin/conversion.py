@@ -293,7 +293,7 @@ def _load_tokenizer(source: str) -> RobertaTokenizerFast:
         raise OSError(
             f"No tokenizer of RoBERTa at {source}; give a folder with its vocab.json "
             "and merges.txt, or its tokenizer.json, as --tokenizer, or go online once "
-            "for roberta-base."
+            f"for roberta-base. The reason: {first_line(error)}"
         ) from error
 
 

@@ -9,6 +9,7 @@ import csv
 import logging
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -22,7 +23,6 @@ SUBSETS = {
     "clotho": {"train": "dev", "val": "val", "test": "eval"},
 }
 LARGEST_TABLE = 1 << 30  # bytes; the captions of AudioCaps are 4 MB
-_BROKEN = "\0"  # no name of a clip: stands for rows that are not whole
 _CAPTION = re.compile(r"caption(_\d+)?")
 CLOTHO_FOLDERS = {"dev": "development", "val": "validation", "eval": "evaluation"}
 
@@ -181,9 +181,9 @@ def load_texts(
 def _read_texts(path: Path) -> list[str]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"No captions at {path}; name audiocaps, clotho, a .txt file with a "
-            "caption on each line or a .csv file with a column 'caption' or "
-            "'caption_1', 'caption_2', ..."
+            f"No captions at {path}; name audiocaps, audiocaps_v2, clotho, a .txt "
+            "file with a caption on each line or a .csv file with a column 'caption' "
+            "or 'caption_1', 'caption_2', ..."
         )
     check_table(path)
     try:
@@ -220,7 +220,7 @@ def _lines(file: TextIO) -> list[str]:
 def _cells(file: TextIO) -> list[str]:
     table = csv.DictReader(file)
     heads = [k for k in (table.fieldnames or ()) if _CAPTION.fullmatch(k)]
-    return [row[head] or "" for row in table for head in heads]
+    return [row[head] or "" for row in _whole_rows(table) for head in heads]
 
 
 def why(error: Exception) -> str:
@@ -312,15 +312,30 @@ def _read_audiocaps(root: Path, subset: str, version: str) -> list[tuple[str, li
 
 
 def _read_broken(table: Path) -> list[tuple[str, list]]:
-    """AudioCaps 2.0 as it was first published: some captions run over two rows."""
+    """What aac-datasets refuses: AudioCaps 2.0 as it was first published."""
     captions = {}
     with open(table, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            name = _BROKEN
-            if None not in row.values():
-                name = f"{row['youtube_id']}_{row['start_time']}.flac"
+        for row in _whole_rows(csv.DictReader(file)):
+            if None in row.values():
+                raise ValueError("a row has too few cells")
+            name = f"{row['youtube_id']}_{row['start_time']}.flac"
             captions.setdefault(name, []).append(row["caption"])
     return list(captions.items())
+
+
+def _whole_rows(table: csv.DictReader) -> Iterator[dict]:
+    """Rows; where a caption of AudioCaps 2.0 runs over two of them, it is joined."""
+    last = None
+    for row in table:
+        first, *others = row.values()
+        if last and last.get("caption") and "audiocap_id" in row and not any(others):
+            last["caption"] += f" {first}"
+            continue
+        if last:
+            yield last
+        last = row
+    if last:
+        yield last
 
 
 def _read_clotho(root: Path, subset: str, table: Path) -> list[tuple[str, list]]:
@@ -344,14 +359,7 @@ def _read_clotho(root: Path, subset: str, table: Path) -> list[tuple[str, list]]
 def _gather(corpus, split, table, audio_folder, rows, strict: bool) -> Corpus:
     on_disk = set(os.listdir(audio_folder))
     clips, absent, rows_without_audio, blank = [], [], 0, 0
-    rows = dict(rows)  # a name given twice is one clip
-    if broken := rows.pop(_BROKEN, None):
-        complain(
-            f"{table}: {len(broken)} rows are broken off, as by a line break in a "
-            "caption, and left out.",
-            strict,
-        )
-    for fname, captions in rows.items():
+    for fname, captions in dict(rows).items():  # a name given twice is one clip
         if fname not in on_disk:
             absent.append(fname)
             rows_without_audio += 1 if corpus == "clotho" else len(captions)

@@ -34,7 +34,7 @@ from .audio import BadAudio, load_audio
 from .bridges.sealed import DRAFT, whole
 from .corpora import Clip, Corpus, load_corpus
 from .encoders import FrontEnd, FrozenEncoder
-from .extra import WAVCAPS, load_extra
+from .extra import load_extra
 from .files import alone, load_tensors, save_tensors
 from .mini.corpus import prepare
 from .pairs import Pairs
@@ -224,9 +224,10 @@ def embed_splits(
         cache_folder=cache,
         strict=hparams["strict"],
     )
-    return {
-        split: _embed(hparams, encoder, read(split), data_folder) for split in splits
-    }
+    # Trees of one name may differ, so each data folder has a cache of its own.
+    home = _digest(str(Path(data_folder).expanduser().resolve()))[:8]
+    home = "mini" if str(data_folder) == "mini" else home
+    return {split: _embed(hparams, encoder, read(split), home) for split in splits}
 
 
 def embed_extra(
@@ -237,7 +238,8 @@ def embed_extra(
     Arguments
     ---------
     hparams : mapping
-        As for ``embed_splits``, and ``extra_pairs``: what ``load_extra`` takes, a list.
+        As for ``embed_splits``, and ``extra_pairs``: what ``load_extra`` takes, one or
+        a list.
     encoder : FrozenEncoder
         From ``load_encoder``.
     held_out : sequence of Embeddings
@@ -255,7 +257,8 @@ def embed_extra(
     """
     found = {}
     forbidden = {os.path.realpath(c.path) for split in held_out for c in split.clips}
-    for source in map(str, hparams["extra_pairs"]):
+    sources = hparams["extra_pairs"] or []
+    for source in [sources] if isinstance(sources, (str, Path)) else sources:
         corpus = load_extra(source, hparams["data_folder"], strict=hparams["strict"])
         both = [c.path for c in corpus.clips if os.path.realpath(c.path) in forbidden]
         if both:
@@ -263,15 +266,13 @@ def embed_extra(
                 f"{source} has {len(both)} recordings of the validation or test split, "
                 f"the first of them {both[0]}; take them out."
             )
-        origin = hparams["data_folder"] if source.startswith(WAVCAPS) else source
-        found[source] = _embed(hparams, encoder, corpus, origin)
+        # A table that has changed gets another cache.
+        home = _digest([[clip.path, clip.captions] for clip in corpus.clips])[:8]
+        found[str(source)] = _embed(hparams, encoder, corpus, home)
     return found
 
 
-def _embed(hparams: Mapping, encoder, corpus: Corpus, origin: str | Path) -> Embeddings:
-    # Trees of one name may differ, so what is read from each has a cache of its own.
-    home = _digest(str(Path(origin).expanduser().resolve()))[:8]
-    home = "mini" if str(origin) == "mini" else home
+def _embed(hparams: Mapping, encoder, corpus: Corpus, home: str) -> Embeddings:
     return embed_corpus(
         corpus,
         encoder,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from .corpora import Clip, Corpus, check_table, complain, first_names, why
 
-__all__ = ["WAVCAPS", "load_extra"]
+__all__ = ["load_extra"]
 
-WAVCAPS = "wavcaps:"  # what names of its subsets begin with
+_WAVCAPS = "wavcaps:"  # what names of its subsets begin with
 
 
 def load_extra(
@@ -53,10 +53,10 @@ def load_extra(
     >>> load_extra(table, folder).clips[0].captions
     ('rain falls', 'it pours')
     """
-    if str(source).startswith(WAVCAPS):
-        subset = str(source).removeprefix(WAVCAPS)
+    if str(source).startswith(_WAVCAPS):
+        subset = str(source).removeprefix(_WAVCAPS)
         return _gather(f"wavcaps_{subset}", _read_wavcaps(data_folder, subset), strict)
-    table = Path(source).expanduser()
+    table = Path(source).expanduser().resolve()
     return _gather(str(table), _read_table(table), strict)
 
 
@@ -75,14 +75,14 @@ def _read_table(table: Path) -> list[tuple[str, str | None]]:
             f"{table} cannot be read as a table of path and caption ({why(error)}); "
             "correct it or save it again as UTF-8."
         ) from error
-    return [(str(table.parent / path), text) for path, text in rows if path]
+    return [(str(table.parent / path) if path else "", text) for path, text in rows]
 
 
 def _read_wavcaps(data_folder: str | Path, subset: str) -> list[tuple[str, str]]:
     from . import compat  # noqa: F401, I001  (before aac_datasets)
     from aac_datasets import WavCaps
 
-    root = Path(data_folder).expanduser()
+    root = Path(data_folder).expanduser().resolve()
     try:
         data = WavCaps(root, subset, verbose=-1)
     except (RuntimeError, OSError) as error:

@@ -288,6 +288,9 @@ def test_download_is_that_of_aac_datasets(dlink, monkeypatch):
     assert "--version {v1,v2}" in out
     code, _, err = dlink("download", "nothing")
     assert code == 2 and "invalid choice: 'nothing'" in err
+    code, _, err = dlink("download", "--root", "/no/such", "clotho", "--subsets", "val")
+    assert code == 1 and "error: aac-datasets-download failed: " in err
+    assert "/no/such" in err and "Traceback" not in err
 
 
 def test_help_imports_nothing_heavy():

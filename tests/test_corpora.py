@@ -384,7 +384,9 @@ def test_a_table_without_captions_is_refused(tmp_path, texts, header, rows):
 @pytest.mark.parametrize("source", ["audiocaps", "clotho", "wavcaps", "/no/more.csv"])
 def test_missing_texts_are_named(texts, source):
     place = {"audiocaps": "AUDIOCAPS.*train.csv", "clotho": "CLOTHO_v2.1.*development"}
-    pattern = f"No captions at .*{place.get(source, source)}.*; name audiocaps, clotho"
+    pattern = (
+        f"No captions at .*{place.get(source, source)}.*; name audiocaps, audiocaps_v2"
+    )
     with pytest.raises(FileNotFoundError, match=pattern):
         texts(source)
 
@@ -425,14 +427,22 @@ def test_both_versions_of_audiocaps_are_read(second_version, load):
     assert second.title == "audiocaps_v2 val"
 
 
-def test_rows_that_a_line_break_broke_off_are_counted(second_version, load, caplog):
+def test_captions_that_run_over_two_rows_are_joined(second_version, load, texts):
     """As in the published train.csv of AudioCaps 2.0."""
     with second_version.open("a", encoding="utf-8") as table:
-        table.write("a dog is whimpering\r\nspeech in the background\r\n")
-    assert len(load("audiocaps_v2", "val").clips) == 2
-    assert "2 rows are broken off" in caplog.text and str(second_version) in caplog.text
-    with pytest.raises(ValueError, match="2 rows are broken off"):
-        load("audiocaps_v2", "val", strict=True)
+        table.write("70,clip6,6,an engine chugging with muffled\r\n")
+        table.write("speech in the background\r\n\r\n71,clip6,6,rain\r\n")
+    joined = "an engine chugging with muffled speech in the background"
+    clips = load("audiocaps_v2", "val", strict=True).clips
+    assert len(clips) == 3 and clips[2].captions == (joined, "rain")
+    assert texts(second_version)[-2:] == (joined, "rain")
+
+
+def test_other_broken_rows_of_the_second_version_are_refused(second_version, load):
+    with second_version.open("a", encoding="utf-8") as table:
+        table.write("70,clip6\r\n")
+    with pytest.raises(ValueError, match="a row has too few cells"):
+        load("audiocaps_v2", "val")
 
 
 def test_a_missing_second_version_says_how_to_get_it(audiocaps_tree, load):

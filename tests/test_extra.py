@@ -40,10 +40,10 @@ def test_rows_of_one_path_are_one_recording(table, tmp_path):
 
 
 def test_what_is_missing_is_counted_and_the_rest_kept(table, caplog):
-    append(table, ("gone.wav", "x"), ("sounds/b.wav", " "), ("gone.wav", "y"))
+    append(table, ("gone.wav", "x"), ("sounds/b.wav", " "), ("", "y"))
     corpus = load_extra(table, "mini")
     assert corpus.rows_without_audio == 2 and len(corpus.clips) == 2
-    assert "2 rows have no audio: " in caplog.text and "gone.wav." in caplog.text
+    assert "2 rows have no audio: " in caplog.text and "gone.wav, " in caplog.text
     assert "1 blank captions" in caplog.text
     with pytest.raises(ValueError, match="mine.csv: 2 rows have no audio"):
         load_extra(table, "mini", strict=True)
@@ -57,6 +57,7 @@ def test_what_is_missing_is_counted_and_the_rest_kept(table, caplog):
         (b"path,caption\n\xff,b\n", "it is not UTF-8"),
         (b"path,caption\n", "names no recording"),
         (b"path,caption\n,rain\n", "names no recording"),
+        (b"path,caption\n,rain\n\n,x\n", "names no recording"),
         (b"path,caption\n..,rain\n", "names no recording"),
         (b"", "names no recording"),
     ],
@@ -134,6 +135,19 @@ def test_every_source_is_embedded_once(table, wavcaps, tmp_path):
     for row in range(3, 5):
         audio, text = joined[row]
         assert audio.equal(pairs[1][row - 3][0]) and text.equal(pairs[1][row - 3][1])
+
+
+def test_a_table_may_be_spelled_differently_and_may_grow(table, tmp_path, monkeypatch):
+    encoder = FakeEncoder()
+    monkeypatch.chdir(tmp_path)
+    for source in (table, ["mine.csv"], f"{tmp_path}/../{tmp_path.name}/mine.csv"):
+        hparams = {**settings(tmp_path), "extra_pairs": source}
+        (found,) = embed_extra(hparams, encoder, []).values()
+    assert encoder.clips_encoded == 2 and len(found.text) == 3
+    append(table, ("sounds/b.wav", "a hound barks"))
+    (found,) = embed_extra(hparams, encoder, []).values()
+    assert len(found.text) == 4
+    assert embed_extra({**hparams, "extra_pairs": None}, encoder, []) == {}
 
 
 def test_recordings_that_are_held_out_are_refused(table, tmp_path):

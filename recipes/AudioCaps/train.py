@@ -63,6 +63,7 @@ def main(argv):
     data = embed_splits(hparams, encoder)
     valid, test = data["val"].first_pairs, data["test"]
     extra = embed_extra(hparams, encoder, [data["val"], test])
+    del encoder  # makes room
     pairs = data["train"].pairs.joined(*(each.pairs for each in extra.values()))
     brain, bridges = train(hparams, run_opts, pairs, valid, output)
     if not if_main_process():

@@ -84,7 +84,11 @@ def _fork(arguments, world):
                 process = context.Process(target=as_a_command, args=given)
                 process.start()
                 started.append((process, streams))
-        return [_finished(arguments, *each) for each in started]
+        try:
+            return [_finished(arguments, *each) for each in started]
+        finally:  # of those that hang
+            for process, _ in started:
+                process.kill()
 
 
 def _rank(rank, world, port):
@@ -103,7 +107,6 @@ def _finished(arguments, process, streams):
     process.join(timeout=300)
     output = [stream.read_text() for stream in streams]
     if process.exitcode is None:
-        process.kill()
         raise AssertionError(f"{arguments} does not end:\n{output[1][-3000:]}")
     return subprocess.CompletedProcess(arguments, process.exitcode, *output)
 
