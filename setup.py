@@ -26,7 +26,7 @@ INSTALL_REQUIRES = [
     "scikit-learn>=1.4",
     "threadpoolctl>=3.1,<4",  # scikit-learn's own: one thread where more are slower
     "matplotlib>=3.8",
-    "tensorboard>=2.16",
+    "tensorboard>=2.16.2",  # 2.16.0 brings all of TensorFlow
     "tqdm>=4.66",
     "typer>=0.12,<1",  # with rich, the dlink command; 1 is not written yet
 ]

@@ -39,13 +39,13 @@ def small_disk(folder, kilobytes):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def full_disk(folder, sizes, expected, name="disk"):
+def full_disk(folder, sizes, expected, name="disk", **options):
     """The bridge's recipe on disks of some kilobytes; then with room.
 
     It has to end with one sentence that names a file, leave nothing that is cut, and go
     on when there is room.
     """
-    job = Job(TRAIN, folder / name)
+    job = Job(TRAIN, folder / name, **options)
     with small_disk(job.folder, sizes[0]) as remount:
         told = []
         for size in sizes:
@@ -88,10 +88,10 @@ def _sentence(job):
     return lines[0]
 
 
-def lost_process(folder, how, name="ranks"):
+def lost_process(folder, how, name="ranks", **options):
     """One of two processes is killed, or stops; the other has to end by itself."""
-    job = Job(TRAIN, folder / f"{name}_{how.name}")
-    job.options |= {"number_of_epochs": 400, "distributed_timeout": PATIENCE}
+    options |= {"number_of_epochs": 400, "distributed_timeout": PATIENCE}
+    job = Job(TRAIN, folder / f"{name}_{how.name}", **options)
     ranks = _start_ranks(job, 2)
     try:
         _wait_for(job.folder / "run" / "save")

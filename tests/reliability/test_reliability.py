@@ -5,23 +5,33 @@ import sys
 
 import pytest
 
+from dlink_plugin.mini.corpus import write_audiocaps
+
 from . import faults, kills
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The bridge's recipe from nothing, not interrupted."""
-    job = kills.Job(kills.TRAIN, tmp_path_factory.mktemp("jobs") / "whole")
+def small(tmp_path_factory):
+    """Options of the bridge's recipe: a tree of few clips."""
+    tree = tmp_path_factory.mktemp("data")
+    write_audiocaps(tree, {"train": 24, "val": 12, "test": 12, "caption_only": 1})
+    return {"data_folder": tree}
+
+
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """The recipe with no embeddings there yet, not interrupted."""
+    job = kills.Job(kills.TRAIN, tmp_path_factory.mktemp("jobs") / "whole", **small)
     status, told = job.start()
     assert status == 0
     return job, told
 
 
-def test_a_killed_run_ends_like_an_uninterrupted_one(whole):
+def test_a_killed_run_ends_like_an_uninterrupted_one(whole, small):
     job, told = whole
     moments = (0.15, signal.SIGKILL, False), (0.4, signal.SIGTERM, True)
     killed = kills.kill_and_restart(
-        kills.Job(kills.TRAIN, job.folder.with_name("killed")),
+        kills.Job(kills.TRAIN, job.folder.with_name("killed"), **small),
         job.figures(),
         [
             {"event": round(share * told["events"]), "signal": how, "half": half}
@@ -55,14 +65,14 @@ def test_the_harness_sees_what_it_looks_for(whole):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a small tmpfs is Linux's")
-def test_a_full_disk_is_one_sentence_and_costs_nothing(whole):
+def test_a_full_disk_is_one_sentence_and_costs_nothing(whole, small):
     job, _ = whole
     try:
-        told = faults.full_disk(job.folder.parent, [9_000], job.figures())
+        told = faults.full_disk(job.folder.parent, [9_000], job.figures(), **small)
     except faults.NotHere as error:
         pytest.skip(str(error))
     assert "make room or give another folder" in told[0]
 
 
-def test_a_lost_process_does_not_hang_the_other(tmp_path):
-    faults.lost_process(tmp_path, signal.SIGSTOP)
+def test_a_lost_process_does_not_hang_the_other(tmp_path, small):
+    faults.lost_process(tmp_path, signal.SIGSTOP, **small)
