@@ -6,9 +6,7 @@ feature extraction used is left out; a name that is unknown or missing is an err
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,7 +20,7 @@ from transformers import (
     RobertaTokenizerFast,
 )
 
-from .bridges.sealed import DRAFT, told_as_oserror
+from .bridges.sealed import whole
 from .encoders import FUSION, blueprint, read_checkpoint
 from .reading import check_files, damage_told, first_line
 
@@ -123,7 +121,9 @@ def convert_clap(
         ) from error
     _check_tokenizer(words, model.config.text_config, tokenizer)
     words.model_max_length = _MAX_TOKENS
-    _write(folder, model, extractor, words)
+    with whole(folder) as draft:
+        for part in (model, extractor, words):
+            part.save_pretrained(draft)
     return model.config
 
 
@@ -309,16 +309,3 @@ def _check_tokenizer(tokenizer, text: ClapTextConfig, source: str | Path) -> Non
             f"The tokenizer at {source} has {len(tokenizer)} tokens, the checkpoint's "
             f"text tower {text.vocab_size}; name the tokenizer it was trained with."
         )
-
-
-def _write(folder: Path, *parts) -> None:
-    draft = folder.with_name(f"{DRAFT}{os.getpid()}-{folder.name}")
-    with told_as_oserror(folder):
-        try:
-            for part in parts:
-                part.save_pretrained(draft)
-            if folder.exists():
-                folder.rmdir()  # empty: checked before
-            draft.rename(folder)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -59,12 +60,13 @@ def told_as_oserror(path: str | Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole(path: str | Path) -> Iterator[Path]:
-    """A place to write a file that gets its name when it is complete.
+    """A place to write a file or folder that gets its name when it is complete.
 
     Arguments
     ---------
     path : str or Path
-        The file. One that is there already is replaced in one step, or stays.
+        Where it belongs. A file or an empty folder that is there already is replaced
+        in one step, or stays.
 
     Yields
     ------
@@ -93,7 +95,10 @@ def whole(path: str | Path) -> Iterator[Path]:
             yield draft
             os.replace(draft, path)
         finally:
-            draft.unlink(missing_ok=True)
+            if draft.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)
+            else:
+                draft.unlink(missing_ok=True)
 
 
 def seal(folder: str | Path, *names: str) -> None:

@@ -42,6 +42,20 @@ def test_an_error_leaves_what_was_there(tmp_path):
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+def test_a_folder_replaces_an_empty_one_or_leaves_nothing(tmp_path):
+    home = tmp_path / "model"
+    home.mkdir()
+    with pytest.raises(KeyError), whole(home) as draft:
+        draft.mkdir()
+        (draft / "half").touch()
+        raise KeyError
+    assert os.listdir(tmp_path) == ["model"] and not os.listdir(home)
+    with whole(home) as draft:
+        draft.mkdir()
+        (draft / "config.json").touch()
+    assert os.listdir(tmp_path) == ["model"] and os.listdir(home) == ["config.json"]
+
+
 def _torch_save(path):
     torch.save(torch.ones(9), path)
 
