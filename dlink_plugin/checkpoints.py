@@ -7,7 +7,7 @@ import shutil
 import dlink_plugin.compat  # noqa: F401
 
 from speechbrain.utils.checkpoints import Checkpoint, Checkpointer
-from speechbrain.utils.distributed import ddp_barrier, ddp_broadcast, if_main_process
+from speechbrain.utils.distributed import ddp_barrier, if_main_process
 
 from .bridges.sealed import told_as_oserror
 
@@ -36,8 +36,7 @@ class AtomicCheckpointer(Checkpointer):
 
     def save_checkpoint(self, meta=None, end_of_epoch=True, name=None, **options):
         """See ``Checkpointer.save_checkpoint``."""
-        # With --debug SpeechBrain makes a temporary folder in each process.
-        final = self.checkpoints_dir = ddp_broadcast(self.checkpoints_dir)
+        final = self.checkpoints_dir
         path = (
             self._new_checkpoint_dirpath()
             if name is None

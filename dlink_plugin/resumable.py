@@ -17,7 +17,7 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import ddp_broadcast, if_main_process
 from speechbrain.utils.epoch_loop import EpochCounterWithStopper
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -81,6 +81,9 @@ class ResumableBrain(sb.Brain):
             run_opts,
             AtomicCheckpointer(self.folder / "save", recoverables),
         )
+        if self.debug:  # SpeechBrain makes a temporary folder in each process
+            folder = ddp_broadcast(self.checkpointer.checkpoints_dir)
+            self.checkpointer.checkpoints_dir = folder
         self.writer, self.share, self.unseen = None, Share.here(), []
 
     def make_dataloader(self, dataset, stage, ckpt_prefix="dataloader-", **kwargs):
