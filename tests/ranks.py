@@ -1,6 +1,7 @@
-"""Runs a function in several processes that know of each other."""
+"""Processes that know of each other: a function in each, or what torchrun tells."""
 
 import multiprocessing
+import socket
 
 import torch
 
@@ -29,3 +30,15 @@ def in_ranks(world, folder, function, *arguments):
         process.join(60)
         assert process.exitcode == 0
     return [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+
+
+def as_torchrun(world):
+    """The environment of each of the processes, as torchrun makes it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    known |= {"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    return [
+        {**known, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world)
+    ]

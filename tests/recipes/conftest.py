@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import runpy
-import socket
 import subprocess
 import sys
 import tempfile
@@ -13,6 +12,8 @@ from unittest import mock
 import pytest
 
 from dlink_plugin.mini.corpus import write_audiocaps, write_clotho
+
+from ..ranks import as_torchrun
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +54,7 @@ def run_recipe(*arguments, launcher=None):
     """
     arguments = list(map(str, arguments))
     if launcher is None:
-        (finished,) = _fork(arguments, 1)
+        (finished,) = _fork(arguments, [{}])
         return finished
     return subprocess.run(
         [*launcher, *arguments],
@@ -68,18 +69,17 @@ def run_recipe(*arguments, launcher=None):
 def run_in_two(*arguments):
     """The same in two processes, as torchrun starts them; what became of each."""
     gloo = "--distributed_backend=gloo"
-    return _fork([*map(str, arguments), "--device=cpu", gloo], 2)
+    return _fork([*map(str, arguments), "--device=cpu", gloo], as_torchrun(2))
 
 
-def _fork(arguments, world):
+def _fork(arguments, environments):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([f"{__package__}.libraries"])
     with tempfile.TemporaryDirectory() as folder:
         with mock.patch.dict(os.environ, environment()):  # the server's, once started
-            started, port = [], _free_port()
-            for rank in range(world):
+            started = []
+            for rank, known in enumerate(environments):
                 streams = [Path(folder) / f"{rank}{name}" for name in ("out", "err")]
-                known = _rank(rank, world, port) if world > 1 else {}
                 given = arguments, streams, known
                 process = context.Process(target=as_a_command, args=given)
                 process.start()
@@ -89,18 +89,6 @@ def _fork(arguments, world):
         finally:  # of those that hang
             for process, _ in started:
                 process.kill()
-
-
-def _rank(rank, world, port):
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
-    names |= {"LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
-    return {"MASTER_ADDR": "127.0.0.1"} | {k: str(v) for k, v in names.items()}
-
-
-def _free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _finished(arguments, process, streams):

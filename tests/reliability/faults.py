@@ -7,11 +7,11 @@ and gives their number.
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 
+from ..ranks import as_torchrun
 from .kills import ALONE, ROOT, TRAIN, Job, check_whole, differences, shards
 
 PATIENCE = 10  # seconds, for a process that is lost
@@ -108,24 +108,16 @@ def lost_process(folder, how, name="ranks", **options):
 
 
 def _start_ranks(job, world):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    known = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
             [*job.command(), "--distributed_backend", "gloo"],
             cwd=ROOT,
-            env={
-                **(ALONE | known),
-                **{"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                **{"WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)},
-            },
+            env={**ALONE, **known},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(world)
+        for known in as_torchrun(world)
     ]
 
 
