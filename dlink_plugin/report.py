@@ -30,6 +30,7 @@ __all__ = [
     "log_captions",
     "log_embeddings",
     "log_run",
+    "markdown",
     "over_seeds",
     "rivals_table",
     "save_figures",
@@ -92,7 +93,7 @@ def gap_table(systems: Mapping[str, Mapping[str, float]]) -> str:
     lines = [heads]
     for name, criteria in systems.items():
         lines.append([name, *(f"{criteria[key]:.3f}" for key in _SHOWN)])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def scores_table(result: Mapping) -> str:
@@ -120,7 +121,7 @@ def scores_table(result: Mapping) -> str:
     for name, scores in systems.items():
         cells = [f"{scores[key]:.3f}" if key in scores else "" for key in heads]
         lines.append([name, *cells])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def captions_table(
@@ -153,7 +154,7 @@ def captions_table(
     for row in range(min(clips, len(references))):
         cells = [" / ".join(references[row][:2]), *(s[row] for s in systems.values())]
         lines.append([" ".join(cell.split()).replace("|", "/") for cell in cells])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def over_seeds(files: Sequence[str | Path]) -> dict:
@@ -251,7 +252,7 @@ def seeds_table(summary: Mapping) -> str:
     for criterion in next(iter(rows.values())):
         cells = [row.get(criterion) for row in rows.values()]
         lines.append([criterion, *map(_cell, cells)])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def comparison_table(rows: Mapping[str, Mapping]) -> str:
@@ -282,7 +283,7 @@ def comparison_table(rows: Mapping[str, Mapping]) -> str:
         else:
             cells = [_cell(row.get(key)) for key in shown] + [f"{row['seconds']:.0f}"]
         lines.append([f"`{name}`", row["saw"], *cells])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def rivals_table(against: Mapping[str, Mapping]) -> str:
@@ -306,7 +307,7 @@ def rivals_table(against: Mapping[str, Mapping]) -> str:
     for name, row in against.items():
         form = "{verdict}: {difference:+.3f} [{low:+.3f}, {high:+.3f}]"
         lines.append([f"`{name}`", *(form.format(**cell) for cell in row.values())])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def write_comparison(
@@ -373,7 +374,7 @@ def ablation_table(rows: Mapping[str, Mapping]) -> str:
             lines.append([name, *cells[: len(shown)]])
         else:
             lines.append([name, *(_cell(row.get(key)) for key in shown)])
-    return _markdown(lines)
+    return markdown(lines)
 
 
 def write_ablation(folder: str | Path, result: Mapping, pairs: Mapping) -> None:
@@ -429,8 +430,26 @@ def _ablated_head(key: str) -> str:
     return f"{name} (val)" if key.startswith("valid_") else name
 
 
-def _markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table: its head, then its rows."""
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """A table.
+
+    Arguments
+    ---------
+    lines : sequence of sequence of str
+        Its head, then its rows.
+
+    Returns
+    -------
+    table : str
+        Markdown.
+
+    Example
+    -------
+    >>> print(markdown([["sound", "clips"], ["rain", "3"]]))
+    | sound | clips |
+    | --- | --- |
+    | rain | 3 |
+    """
     head, *rows = lines
     drawn = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in drawn)

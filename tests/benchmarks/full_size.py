@@ -36,6 +36,7 @@ from dlink_plugin.encoders import load_encoder
 from dlink_plugin.footprint import footprint
 from dlink_plugin.mini.corpus import prepare
 from dlink_plugin.mini.language import train_tokenizer
+from dlink_plugin.report import markdown
 
 from .main_job import ROOT
 from .timing import seconds
@@ -297,13 +298,13 @@ def seven_billion() -> str:
     names = (*names, "logits", "cache", "clap", "clap_activations", "total")
     head = ("settings", *(name.replace("_", " ") for name in names))
     head = (*head, *(f"{card} GB" for card in CARDS))
-    lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
+    lines = [head]
     for what, settings in SEVEN_BILLION.items():
         parts = footprint(LlamaConfig(), **settings)
         sizes = [f"{parts[name]:.2f}" if parts.get(name) else "" for name in names]
         fits = ["yes" if parts["total"] < ROOM * card else "no" for card in CARDS]
-        lines.append(f"| {' | '.join([what, *sizes, *fits])} |")
-    return "\n".join(lines)
+        lines.append([what, *sizes, *fits])
+    return markdown(lines)
 
 
 if __name__ == "__main__":

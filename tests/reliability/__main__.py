@@ -9,9 +9,10 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
-from dlink_plugin.report import write_json
+from dlink_plugin.report import markdown, write_json
 
 from . import faults, fuzz, kills, watch
 
@@ -34,18 +35,15 @@ def total(section, result):
 
 def kills_table(result):
     """Kills by recipe, and by what the recipe was doing."""
-    yield "| recipe | kills | survived | runs ended | SIGKILL | SIGTERM |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    phases = {}
+    lines = [["recipe", "kills", "survived", "runs ended", "SIGKILL", "SIGTERM"]]
+    phases = Counter()
     for name, row in result.items():
         signals = [row["by_signal"].get(f"SIG{s}", 0) for s in ("KILL", "TERM")]
-        cells = name, row["kills"], row["survived"], row["runs_ended"], *signals
-        yield f"| {' | '.join(map(str, cells))} |"
-        for phase, number in row["by_phase"].items():
-            phases[phase] = phases.get(phase, 0) + number
+        cells = row["kills"], row["survived"], row["runs_ended"], *signals
+        lines.append([name, *map(str, cells)])
+        phases.update(row["by_phase"])
     told = ", ".join(f"{phase} {number}" for phase, number in sorted(phases.items()))
-    yield ""
-    yield (
+    return lines, (
         "Survived: started again until it ended, with every figure, caption and weight "
         "equal to the uninterrupted run's to 1e-5 (one thread), no file cut under its "
         "own name, no finished shard of the cache written again, no draft left. What "
@@ -55,12 +53,11 @@ def kills_table(result):
 
 def faults_table(result):
     """Faults by kind, and what the recipe said to one of them."""
-    yield "| fault | injected | what was said or done, for one of them |"
-    yield "| --- | --- | --- |"
-    for kind, row in result.items():
-        yield f"| {kind} | {row['injected']} | {row['told'][-1]} |"
-    yield ""
-    yield (
+    lines = [["fault", "injected", "what was said or done, for one of them"]]
+    lines += [
+        [kind, str(row["injected"]), row["told"][-1]] for kind, row in result.items()
+    ]
+    return lines, (
         "After each: one sentence and exit status 1 where the run could not go on, "
         "nothing cut, and, with room again, the end of the uninterrupted run."
     )
@@ -68,12 +65,10 @@ def faults_table(result):
 
 def fuzz_table(result):
     """Inputs by reader, and how many were read all the same."""
-    yield "| reader | inputs | read | refused |"
-    yield "| --- | --- | --- | --- |"
-    for reader, row in result.items():
-        yield f"| {reader} | {row['inputs']:,} | {row['read']:,} | {row['refused']:,} |"
-    yield ""
-    yield (
+    columns = ["inputs", "read", "refused"]
+    lines = [["reader", *columns]]
+    lines += [[name, *(f"{row[c]:,}" for c in columns)] for name, row in result.items()]
+    return lines, (
         "Refused: by a ValueError or OSError that names the file in a short sentence. "
         "After every input: nothing written outside of its folder, no program started, "
         f"nobody connected to, no more than {watch.SECONDS} s and "
@@ -99,7 +94,8 @@ def write_page(found):
             assert number >= LEAST[section], (section, number)
             minutes = found[section]["seconds"] / 60
             parts.append(f"## {title}: {number:,} in {minutes:.0f} minutes\n")
-            parts.append("\n".join(table(result)) + "\n")
+            lines, told = table(result)
+            parts.append(f"{markdown(lines)}\n\n{told}\n")
     (RESULTS / "reliability.md").write_text("\n".join(parts), encoding="utf-8")
 
 
