@@ -6,6 +6,7 @@ Only file names and captions are read here; the audio is decoded elsewhere.
 from __future__ import annotations
 
 import csv
+import filecmp
 import logging
 import os
 import re
@@ -124,7 +125,7 @@ def load_corpus(
         if corpus == "clotho":
             rows = _read_clotho(root, subset, table)
         else:
-            rows = _read_audiocaps(root, subset, _version(corpus))
+            rows = _read_audiocaps(root, subset, table, _version(corpus))
     except (KeyError, TypeError, ValueError, AssertionError, csv.Error) as error:
         raise ValueError(
             f"{table} cannot be read as captions of {corpus} ({why(error)}); download "
@@ -262,7 +263,7 @@ def _places(corpus: str, root: Path, subset: str) -> tuple[Path, Path]:
         table = tree / f"csv_files_{version}" / f"{subset}.csv"
         old = tree / table.name  # goes first in aac-datasets, for version 1
         if version == "v1" and old.is_file():
-            if table.is_file() and table.read_bytes() != old.read_bytes():
+            if table.is_file() and not filecmp.cmp(table, old, shallow=False):
                 raise ValueError(
                     f"{old} and {table} differ, and aac-datasets reads the first; "
                     "remove the one that is not AudioCaps 1."
@@ -292,7 +293,9 @@ def _how_to_get(corpus: str, root: Path, subset: str, table: Path, audio: Path) 
     )
 
 
-def _read_audiocaps(root: Path, subset: str, version: str) -> list[tuple[str, list]]:
+def _read_audiocaps(
+    root: Path, subset: str, table: Path, version: str
+) -> list[tuple[str, list]]:
     from . import compat  # noqa: F401, I001  (before aac_datasets)
     from aac_datasets.datasets.functional.audiocaps import load_audiocaps_dataset
 
@@ -307,7 +310,7 @@ def _read_audiocaps(root: Path, subset: str, version: str) -> list[tuple[str, li
     except (TypeError, ValueError):
         if version == "v1":
             raise
-        return _read_broken(root / "AUDIOCAPS" / "csv_files_v2" / f"{subset}.csv")
+        return _read_broken(table)
     return list(zip(data["fname"], data["captions"], strict=True))
 
 

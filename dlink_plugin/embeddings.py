@@ -217,6 +217,9 @@ def embed_splits(
     data_folder, cache = hparams["data_folder"], Path(hparams["cache_folder"])
     if data_folder == "mini":  # one process writes it, the others wait
         run_on_main(prepare, [hparams["corpus"], cache])
+        home = "mini"
+    else:  # trees of one name may differ, so each has a cache of its own
+        home = _digest(str(Path(data_folder).expanduser().resolve()))[:8]
     read = functools.partial(
         load_corpus,
         hparams["corpus"],
@@ -224,9 +227,6 @@ def embed_splits(
         cache_folder=cache,
         strict=hparams["strict"],
     )
-    # Trees of one name may differ, so each data folder has a cache of its own.
-    home = _digest(str(Path(data_folder).expanduser().resolve()))[:8]
-    home = "mini" if str(data_folder) == "mini" else home
     return {split: _embed(hparams, encoder, read(split), home) for split in splits}
 
 
@@ -255,9 +255,10 @@ def embed_extra(
     ValueError
         If a file is in a split that is held out.
     """
-    found = {}
+    sources, found = hparams["extra_pairs"], {}
+    if not sources:
+        return found
     forbidden = {os.path.realpath(c.path) for split in held_out for c in split.clips}
-    sources = hparams["extra_pairs"] or []
     for source in [sources] if isinstance(sources, (str, Path)) else sources:
         corpus = load_extra(source, hparams["data_folder"], strict=hparams["strict"])
         both = [c.path for c in corpus.clips if os.path.realpath(c.path) in forbidden]

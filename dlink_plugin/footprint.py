@@ -16,12 +16,12 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     ClapConfig,
-    ClapModel,
     PretrainedConfig,
 )
 from transformers.pytorch_utils import Conv1D
 
 from .decoder import DTYPES, check_choice, make_projector
+from .encoders import blueprint
 
 __all__ = ["footprint"]
 
@@ -267,6 +267,5 @@ def _writing(
 
 
 def _clap(windows: int) -> dict[str, int]:
-    with torch.device("meta"):
-        weights = _WIDE * _count(ClapModel(ClapConfig())) if windows else 0
+    weights = _WIDE * _count(blueprint(ClapConfig())) if windows else 0
     return {"clap": weights, "clap_activations": windows * _WINDOW}
