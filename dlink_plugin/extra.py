@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -56,8 +57,13 @@ def load_extra(
     if str(source).startswith(_WAVCAPS):
         subset = str(source).removeprefix(_WAVCAPS)
         return _gather(f"wavcaps_{subset}", _read_wavcaps(data_folder, subset), strict)
-    table = Path(source).expanduser().resolve()
+    table = _absolute(source)
     return _gather(str(table), _read_table(table), strict)
+
+
+def _absolute(path: str | Path) -> Path:
+    """One spelling of a path; links stay, as sentences name what was given."""
+    return Path(os.path.abspath(Path(path).expanduser()))
 
 
 def _read_table(table: Path) -> list[tuple[str, str | None]]:
@@ -82,7 +88,7 @@ def _read_wavcaps(data_folder: str | Path, subset: str) -> list[tuple[str, str]]
     from . import compat  # noqa: F401, I001  (before aac_datasets)
     from aac_datasets import WavCaps
 
-    root = Path(data_folder).expanduser().resolve()
+    root = _absolute(data_folder)
     try:
         data = WavCaps(root, subset, verbose=-1)
     except (RuntimeError, OSError) as error:

@@ -75,6 +75,16 @@ def test_a_missing_table_says_what_can_be_given(tmp_path):
         load_extra(tmp_path / "no.csv", "mini")
 
 
+def test_a_link_is_called_what_it_was_called(table, tmp_path):
+    link = tmp_path / "link.csv"
+    link.symlink_to(table)
+    assert load_extra(link, "mini").name == "link"
+    link.unlink()
+    link.symlink_to("/dev/zero")
+    with pytest.raises(FileNotFoundError, match=f"No table at {link}; "):
+        load_extra(link, "mini")
+
+
 # WavCaps, as aac-datasets reads it
 
 
